@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, StorageError
+from nanograd_llm.errors import BadFileError, ConfigError, NanogradError, ShapeError, StorageError
 from nanograd_llm.files.atomic import storage_errors
 from nanograd_llm.files.toml import read_toml
 from nanograd_llm.nn import lora
@@ -235,6 +235,9 @@ def made_again(
     request = Request(settings, nothing, {**nothing, **written}, str(folder.config_path), None, start, report)
     try:
         return task.made(request), settings, _adapters_of(settings["lora"], source)
+    except ShapeError:  # of data that fitted when the run began
+        remedy = "bring back the data that it learned from"
+        raise ConfigError(f"{path}: its data have changed since the run began; {remedy}") from None
     except StorageError as error:
         if {"file", "data"} & {*options}:
             raise

@@ -169,7 +169,7 @@ class MaskedWords(TextTask):
 
     def hold_out(self, *files: str) -> None:
         """See `Task.hold_out`: any texts, or lines where lines were learned."""
-        require_plain(files)
+        require_plain(files, option="")
         self.text = dataclasses.replace(self.text, file=files[0])
         texts = ([read_source(file)] if not self.text.lines else read_lines(file) for file in files)
         self.held_out = self._rows([*itertools.chain.from_iterable(texts)])

@@ -158,18 +158,19 @@ def with_field(source: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else (source, "")
 
 
-def require_plain(sources: Iterable[str | None], *, option: str = "") -> None:
+def require_plain(sources: Iterable[str | None], *, option: str | None = None) -> None:
     """Raise ConfigError for a file of rows that is named without a column: its commas and braces are no text.
 
     One of a folder or a pattern is taken as it is. sources: as for `documents`, each perhaps with its weight. option:
-    the option that takes them where it is not the command that learns, and a space.
+    the option that takes them, and a space, or "", of a command that does not learn.
     """
     for source in sources:
         path, field = with_field(weighted(source or "")[0])
         unpacked = path.removesuffix(".gz")
         kind = Path(unpacked).suffix.lower()
         if kind in ROWS and not field and os.path.isfile(path):
-            name, tasks = shlex.quote(unpacked), () if option else ROWS[kind].items()
+            name, tasks = shlex.quote(unpacked), ROWS[kind].items() if option is None else ()
+            option = option or ""
             first = "" if unpacked == path else f"after gunzip -k {shlex.quote(path)}, "
             ways = [f"nanograd-llm train {name} --task {task} learns their {what}, " for task, what in tasks]
             column = f"{option}{name}#COLUMN is the text of one column, by its name in line 1, "

@@ -1032,6 +1032,14 @@ def test_rows_are_no_lines_of_text_and_how_to_give_them_is_said(name, said, word
     assert f"{name} holds rows: {said}--file - < {shlex.quote(name)} is all of it as plain text\n" in printed(capsys)[1]
 
 
+def test_of_rows_that_are_to_be_scored_no_command_that_learns_is_named(run, tmp_path, monkeypatch, capsys):
+    run = run.resolve()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("text,label\nthe cat sat,a\n")
+    assert main(["eval", str(run), "a.csv"]) == 2
+    assert "a.csv holds rows: a.csv#COLUMN is the text of one column, by its name in line 1, and" in printed(capsys)[1]
+
+
 @pytest.mark.parametrize("source", ["-", "."])
 def test_rows_are_learned_as_plain_text_where_they_are_piped_in_or_in_a_folder(source, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()

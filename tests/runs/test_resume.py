@@ -240,6 +240,14 @@ def test_a_run_whose_data_have_changed_is_not_resumed(tmp_path, task):
         resume_run(path)
 
 
+def test_of_a_run_whose_text_is_now_too_short_the_change_is_named_as_the_cause(tmp_path):
+    path = stopped(tmp_path, "language-model")
+    (data,) = tmp_path.glob("text.*")
+    data.write_text("the cat sat", encoding="utf-8")
+    with pytest.raises(ConfigError, match="its data have changed since the run began; bring back the data"):
+        resume_run(path)
+
+
 @pytest.mark.parametrize("task", [task for task in TASKS if takes_file(task)])
 def test_a_run_whose_data_have_changed_is_not_scored_on_others(tmp_path, task, capsys):
     path = stopped(tmp_path, task)
