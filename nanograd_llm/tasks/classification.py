@@ -102,7 +102,7 @@ class LabelledTextConfig(TextSettings):
         if not all(parts):
             raise ShapeError(
                 f"{self.file}: has {counted(len(texts), 'different text')}, and held_out={self.held_out} leaves none "
-                f"to {'train on' if parts[1] else 'score'}; give more texts, or another held_out"
+                f"to {'train on' if parts[1] else 'score'}; give more texts, or others to score as held_out_file"
             )
         return parts
 

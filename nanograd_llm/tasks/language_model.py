@@ -292,6 +292,7 @@ class LanguageModelling(TextTask):
         (size, part), T = min(parts), self.context_length
         if size <= T:
             ways = ["a longer text"] + [f"a context_length of at most {size - 1}"] * (size > 1)
+            ways += ["a larger held_out"] * (bool(characters) and part == "held out" and min(parts[:-1])[0] > 2 * T + 2)
             ways += ["the tokenizer bytes, which makes more tokens"] * (self.text.tokenizer == "bpe" and characters > T)
             raise ShapeError(
                 f"{self.source}: the part to be {part} has {counted(size, 'token')}; a window of {T} and its targets "

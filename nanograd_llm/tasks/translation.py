@@ -69,7 +69,8 @@ class PairsConfig(Settings):
         warn_of_repeated(self.file, len(given), len(found))
         count = max(1, round(self.held_out * len(found)))
         if count >= len(found):
-            raise ShapeError(f"{self.file} has {len(found)} different pairs; held_out={self.held_out} leaves none")
+            pairs = counted(len(found), "different pair")
+            raise ShapeError(f"{self.file} has {pairs}; held_out={self.held_out} leaves none to learn; give more pairs")
         return found[:-count], found[-count:], []
 
 

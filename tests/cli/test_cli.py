@@ -311,7 +311,7 @@ def test_tokenize_without_a_network_shows_bytes_and_says_so(capsys, monkeypatch)
 def test_tokenize_shows_the_merges_that_made_each_piece(capsys, tmp_path):
     (tmp_path / "text.txt").write_text("the thin theory, then the other", "utf-8")
     assert main(["prepare", str(tmp_path / "text.txt"), "--held-out", "0.5", "--out", str(tmp_path / "data")]) == 2
-    assert "=0.5 of 1 texts leaves none to" in printed(capsys)[1]
+    assert "=0.5 of 1 text leaves none to" in printed(capsys)[1]
     (tmp_path / "text.txt").write_text("the thin theory, then the other\n" * 500, "utf-8")
     few = ["--vocab-size", "260", "--out", str(tmp_path / "data")]
     assert main(["prepare", str(tmp_path / "text.txt"), *few]) == 0

@@ -293,7 +293,7 @@ def test_long_texts_are_cut_and_counted(tmp_path: Path, capsys: Any) -> None:
         ([*((f"text {i}", "ab"[i % 2]) for i in range(30)), ("text 9 too", "c")], r"1 text held out with the label "),
         (
             [("text 1", "a"), ("text 2", "b")],
-            r"2 different texts, and held_out=0.2 leaves none to score; give more texts, or another held_out",
+            r"2 different texts, and held_out=0.2 leaves none to score; give more texts, or others to score",
         ),
         (
             [("abc"[i % 3], f"text {i}") for i in range(30)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,7 @@ def test_a_sample_continues_the_held_out_text_and_is_longer_at_the_end(text: Tex
     [
         (9, "to be held out has 1 token; a window of 16 and its targets need 17; give a longer text$"),
         (30, "to be held out has 3 tokens; a window of 16 .*; give a longer text, or a context_length of at most 2$"),
+        (100, "to be held out has 10 tokens; .*, or a context_length of at most 9, or a larger held_out$"),
     ],
 )
 def test_a_text_shorter_than_a_window_is_refused_with_a_context_length_that_fits(
@@ -94,8 +96,7 @@ def test_a_text_shorter_than_a_window_is_refused_with_a_context_length_that_fits
     path.write_text("s" * size, encoding="utf-8")
     with pytest.raises(ShapeError, match=said) as refused:
         LanguageModelling(TextConfig(str(path), "bytes"), SIZES, SHORT)
-    if " at most " in said:
-        length = int(str(refused.value).split()[-1])
+    for length in map(int, re.findall(r"at most (\d+)", str(refused.value))):
         LanguageModelling(TextConfig(str(path), "bytes"), dataclasses.replace(SIZES, context_length=length), SHORT)
 
 

@@ -241,7 +241,7 @@ def test_a_preset_and_a_file_of_another_task_are_refused(tmp_path: Path, file: s
 
 def test_a_share_that_leaves_nothing_to_learn_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text("a\tb\na\tb\n", "utf-8")
-    with pytest.raises(ShapeError, match="has 1 different pairs; held_out=0.05 leaves none"):
+    with pytest.raises(ShapeError, match="has 1 different pair; held_out=0.05 leaves none to learn; give more pairs"):
         task(str(tmp_path / "x.tsv"))
 
 
