@@ -172,7 +172,8 @@ def require_plain(sources: Iterable[str | None], *, option: str | None = None) -
             name, tasks = shlex.quote(unpacked), ROWS[kind].items() if option is None else ()
             option = option or ""
             first = "" if unpacked == path else f"after gunzip -k {shlex.quote(path)}, "
-            ways = [f"nanograd-llm train {name} --task {task} learns their {what}, " for task, what in tasks]
+            learning = ", ".join(f"--task {task} learns their {what}" for task, what in tasks)
+            ways = [f"nanograd-llm train {name} {learning}, "] if tasks else []
             column = f"{option}{name}#COLUMN is the text of one column, by its name in line 1, "
             ways += [column] if kind in (".csv", ".tsv") else []
             ways += ["and "] if ways else []

@@ -993,13 +993,13 @@ def test_where_reading_took_much_of_the_time_a_line_says_so_and_what_to_do(tmp_p
 
 ROWS = [
     ("a.csv", "nanograd-llm train {} --task classification learns their labels, {}#COLUMN is the text of one column"),
-    ("a.TSV", "learns their labels, nanograd-llm train {} --task translation learns their translations, {}#COLUMN is"),
+    ("a.TSV", "learns their labels, --task translation learns their translations, {}#COLUMN is"),
     (
         "a.csv.gz",
         "after gunzip -k a.csv.gz, nanograd-llm train a.csv --task classification learns their labels, a.csv#C",
     ),
     ("a.po", "train {} --task translation learns their translations, and - < {} is all of it"),
-    ("a.json", "train {} --task instruction learns their answers, nanograd-llm train {} --task preference learns"),
+    ("a.json", "train {} --task instruction learns their answers, --task preference learns"),
 ]
 
 
