@@ -1057,6 +1057,16 @@ def test_rows_without_a_text_name_the_task_that_learns_from_them(key, task, tmp_
     assert f"a.jsonl#prompt; or train it with --task {task}" in printed(capsys)[1]
 
 
+def test_of_rows_without_any_text_no_field_is_suggested(tmp_path, capsys):
+    for content, said in (
+        ({"messages": [{"role": "user", "content": "hi"}]}, "its fields are 'messages'; train it with --task instruc"),
+        ({"id": 1}, "its fields are 'id'; write a text on each line"),
+    ):
+        (tmp_path / "a.jsonl").write_text(json.dumps(content))
+        assert main(["train", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "run")]) == 3
+        assert said in printed(capsys)[1]
+
+
 def test_an_error_in_a_config_names_the_file_once(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     config = tmp_path / "run" / "config.toml"
