@@ -181,7 +181,7 @@ class Run:
         """
         minutes = self.trainer.config.minutes
         if minutes and spent > SLOW_START * 60 * minutes:
-            remedy = "give more minutes, or --steps in their place, which are all taken"
+            remedy = "give more minutes, or --steps, which do not depend on the time"
             warnings.warn(f"{spent:.3g} s of {60 * minutes:.3g} s went into reading the data; {remedy}", stacklevel=2)
         spent += self.seconds
         self._began = time.monotonic() - spent

@@ -987,7 +987,7 @@ def test_where_reading_took_much_of_the_time_a_line_says_so_and_what_to_do(tmp_p
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 99)
     words = ["--tokenizer", "bytes", "--minutes", "0.001", *TINY]
     assert main(["train", str(tmp_path / "text.txt"), "--out", str(tmp_path / "run"), *words]) == 0
-    found = r"warning: \S+ s of 0\.06 s went into reading the data; give more minutes, or --steps in their place"
+    found = r"warning: \S+ s of 0\.06 s went into reading the data; give more minutes, or --steps, which do not"
     assert re.search(found, printed(capsys)[1])
 
 
