@@ -88,7 +88,7 @@ class LabelledTextConfig(TextSettings):
                 f"the columns swapped? {columns[2]}"
             )
         if self.held_out_file is not None:
-            learned, other = {text for text, _ in found}, read_labelled(self.held_out_file, *columns)
+            learned, other = {text for text, _ in found}, read_labelled(self.held_out_file, *columns[:2])
             scored = [(text, label) for text, label in other if text not in learned]
             if len(scored) < len(other):
                 both = counted(len(other) - len(scored), "text")

@@ -261,6 +261,9 @@ def test_a_file_of_its_own_is_scored(file: str, tmp_path: Path) -> None:
     assert made.config["text"]["held_out_file"] == held_out
     with pytest.raises(BadFileError, match="all its texts are in .* as well; give others"):
         task(tmp_path, file=file, held_out_file=written(tmp_path / "z.csv", rows(4)))
+    (tmp_path / "other.csv").write_text("review,stars\na cat,x\n", "utf-8")  # one option names the columns of both
+    with pytest.raises(BadFileError, match="other.csv: has no column 'text'; .*; rename its columns to text and label"):
+        task(tmp_path, file=file, held_out_file=str(tmp_path / "other.csv"))
 
 
 def test_scoring_another_file_says_nothing_of_the_rows_that_were_learned(tmp_path: Path, recwarn: Any) -> None:
