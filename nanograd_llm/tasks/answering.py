@@ -146,9 +146,8 @@ class Answering(TextTask):
         self.max_length = examples.max_length or model.context_length
         if self.max_length > model.context_length:
             raise ConfigError(f"max_length is {self.max_length}; the model takes {model.context_length} tokens at most")
-        self._more_room = "start from a model of a larger context"
-        if self.max_length < model.context_length:
-            self._more_room = f"give a max_length of up to {model.context_length}"
+        larger = f"give a max_length of up to {model.context_length}"
+        more_room = larger if self.max_length < model.context_length else "start from a model of a larger context"
         self.tokenizer = start.tokenizer()
         if self.tokenizer.end_of_text is None:
             raise ConfigError(f"{self.init}: its tokenizer has no end of text, by which an answer ends")
@@ -169,7 +168,7 @@ class Answering(TextTask):
         self.template = dataclasses.replace(own, turns=max(turns, own.turns if self.pairs else 1))
         report("encoding the rows", 0)
         self.shortened = self.left_out = 0
-        self.learned, self.held_out = self._fitting(learned), self._fitting(held_out)
+        self.learned, self.held_out = (self._fitting(part, more_room) for part in (learned, held_out))
         self.model = self.make_model(model)
         self.model.load_state_dict(start.model().state_dict(), assign=True)
         self.begin()
@@ -197,16 +196,19 @@ class Answering(TextTask):
         if not (targets == self.end).any():
             raise ShapeError("no end of text counts in the loss, so the model would never learn to end its answers")
 
-    def _fitting(self, examples: list[Example]) -> list[tuple[Row, ...]]:
-        """Each example as rows, one for each of its answers, that are not longer than max_length."""
+    def _fitting(self, examples: list[Example], more_room: str = "") -> list[tuple[Row, ...]]:
+        """Each example as rows, one for each of its answers, that are not longer than max_length.
+
+        more_room: what makes it larger, if anything may.
+        """
         rows = [self._encode(example) for example in examples]
         over = np.array([max(len(row.ids) for row in one) - 1 - self.max_length for one in rows])
         if (over > 0).any() and self.examples.too_long == "refuse":
             place = int(over.argmax())
             raise ShapeError(
                 f"{self.source}: {(over > 0).sum():,} of {len(rows):,} rows have more than {self.max_length} tokens, "
-                f"up to {over[place] + self.max_length:,} ({shown(examples[place].turns[-1].instruction, 40)}); set "
-                f"too_long to truncate or leave-out, or {self._more_room}"
+                f"up to {over[place] + self.max_length:,} ({shown(examples[place].turns[-1].instruction, 40)}); "
+                + (f"set too_long to truncate or leave-out, or {more_room}" if more_room else "give shorter ones")
             )
         found = []
         for one, cut in zip(rows, over):
@@ -219,8 +221,8 @@ class Answering(TextTask):
                 self.left_out += 1
         if not found:
             raise ShapeError(
-                f"{self.source}: no row fits into {self.max_length} tokens, with its template; "
-                f"give shorter rows, or {self._more_room}"
+                f"{self.source}: no row fits into {self.max_length} tokens, with its template; give shorter rows"
+                + (f", or {more_room}" if more_room else "")
             )
         return found
 

@@ -159,7 +159,7 @@ class Translation(TextTask):
         self.learned, self.held_out, self.unseen = map(self._encode, (learned, held_out, unseen))
         if fit_context:
             model = dataclasses.replace(model, context_length=max(model.context_length, self._longest()[0]))
-        self._require_fitting(model)
+        self._require_fitting(model, "give a larger context_length, or " if start is None else "")
         if start is None:
             ids: Any = {"vocab_size": self.tokenizer.vocab_size}
             ids |= dict.fromkeys(("pad_id", "start_id", "end_id"), self.end)
@@ -182,13 +182,13 @@ class Translation(TextTask):
         self.held_out, self.unseen = self._encode(list(dict.fromkeys(read_pairs(*files)))), self._encode([])
         self._require_fitting(self.model.config)
 
-    def _require_fitting(self, model: EncoderDecoderConfig) -> None:
-        """Raise ShapeError for a pair that is longer than the model's context."""
+    def _require_fitting(self, model: EncoderDecoderConfig, more_room: str = "") -> None:
+        """Raise ShapeError for a pair that is longer than the model's context. more_room: what makes it larger."""
         longest, which = self._longest()
         if longest > model.context_length:
             raise ShapeError(
-                f"context_length is {model.context_length}, but the pair {shown(which, 60)} has {longest} tokens; give "
-                "a larger context_length, or remove the pair"
+                f"context_length is {model.context_length}, but the pair {shown(which, 60)} has {longest} tokens; "
+                f"{more_room}remove the pair"
             )
 
     def _longest(self) -> tuple[int, str]:

@@ -251,6 +251,9 @@ def test_rows_that_are_too_long_are_refused_left_out_or_truncated_with_a_count(n
         instructions(nano, file=file, max_length=4, too_long="leave-out")
     with pytest.raises(ShapeError, match="no row fits into 64 tokens, with its template; .* a larger context"):
         instructions(nano, file=written(tmp_path, *long), too_long="leave-out")
+    scored = instructions(nano, file=written(tmp_path, *rows_of(40)))  # what is too long for a trained model stays so
+    with pytest.raises(ShapeError, match=r"rows have more than 64 tokens, up to \d+ \('.*'\); give shorter ones$"):
+        scored.hold_out(written(tmp_path, *long))
     with pytest.raises(ConfigError, match="max_length is 99; the model takes 64 tokens at most"):
         instructions(nano, max_length=99)
 

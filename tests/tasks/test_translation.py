@@ -138,6 +138,9 @@ def test_the_sizes_fit_the_longest_pair_unless_they_are_given(tmp_path: Path) ->
     assert prepare_run(tmp_path / "run", options=options).task.model.config.context_length == 80
     with pytest.raises(ShapeError, match=r"context_length is 70, but the pair 'a a .* has 80 tokens; give a larger"):
         prepare_run(tmp_path / "other", options={**options, "context_length": 70})
+    (tmp_path / "long.tsv").write_text(f"{'a ' * 81}\tb\n", "utf-8")  # to be scored, when the size is decided
+    with pytest.raises(ShapeError, match=r"but the pair 'a a .* has 81 tokens; remove the pair$"):
+        prepare_run(tmp_path / "scored", options=options).task.hold_out(str(tmp_path / "long.tsv"))
 
 
 def test_bpe_translates_words_that_were_never_seen(file: str) -> None:
