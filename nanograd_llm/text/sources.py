@@ -255,8 +255,8 @@ def _documents(path: str, field: str, size: int | None) -> Iterator[str]:
         for where, row in rows:
             if not isinstance(text := row.get(field), str):
                 sizes = {name: len(value) for name, value in row.items() if isinstance(value, str)}
-                longest = max(sizes, key=sizes.__getitem__, default="")
-                ways = [f"name the one with the text behind a #: {path}#{longest}"] if sizes else []
+                longest = "#".join(map(shlex.quote, (path, max(sizes, key=sizes.__getitem__, default=""))))
+                ways = [f"name the one with the text behind a #: {longest}"] if sizes else []
                 ways += [f"train it with --task {KEYS[key]}" for key in KEYS if key in row][:1]
                 raise BadFileError(
                     f'{where}: has no text under "{field}"; its fields are {listed([*row])}; '

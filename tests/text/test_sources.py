@@ -110,6 +110,9 @@ def test_a_missing_field_of_json_lines_is_refused_with_those_there_are(tmp_path)
     ) as told:
         read_source(f"{tmp_path}/a.jsonl")
     assert str(told.value).endswith(f"name the one with the text behind a #: {tmp_path}/a.jsonl#body")
+    (tmp_path / "b.jsonl").write_text('{"the body": "one"}\n')
+    with pytest.raises(BadFileError, match="behind a #: .*/b.jsonl#'the body'$"):  # as a shell takes it
+        read_source(f"{tmp_path}/b.jsonl")
 
 
 def test_a_column_of_a_table_is_a_text_for_each_row_if_it_is_named_and_the_table_one_text_otherwise(tmp_path):
