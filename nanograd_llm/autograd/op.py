@@ -50,7 +50,7 @@ HALF = np.dtype(np.float16)
 HALF_CHAR = HALF.char
 _RECEIVES = (
     "arrays, or Tensors under higher_order() and in a check of order 2: use operators, ops and methods that both have, "
-    "not .data or NumPy's functions"
+    "not .data or NumPy's functions; or declare equals=, with which it receives arrays only"
 )
 _ERRORS_IN_RULES: dict[type[Exception], type[NanogradError]] = {  # an error in a rule -> the one raised, with the op
     TypeError: DtypeError, AttributeError: DtypeError, DtypeError: DtypeError, ValueError: ShapeError,
@@ -63,7 +63,10 @@ class Kept(tuple):
 
 
 def keep(y: Array, **extras: Any) -> Kept:
-    """Return `keep(y, name=value)` from an op's forward to give its rule a parameter `name`, besides inputs and y."""
+    """Return `keep(y, name=value)` from an op's forward to give its rule a parameter `name`, besides inputs and y.
+
+    The value has no tape: only with `equals` can the gradient of such an op be differentiated again.
+    """
     return Kept((y, extras))
 
 
@@ -460,7 +463,7 @@ class Op:
         if higher_order:
             raise GraphError(
                 f"{self.name} keeps {name!r}, which has no tape, so its gradient cannot be differentiated again; "
-                "for that equals= names the same function made of ops; a check of the gradient alone takes order=1"
+                "for that equals= names the same function made of ops"
             )
         return kept[name]
 

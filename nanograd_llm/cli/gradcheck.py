@@ -16,7 +16,7 @@ def gradcheck(
     seed: int = 0,
     device: Device = "cpu",
 ) -> int:
-    """Check the gradient of every op, of every layer and of the GPT numerically; exit code 1 if any is wrong.
+    """Check the gradient of every op, of every layer and of the GPT numerically; exit code 1 unless all are right.
 
     The table shows the largest relative error of each, and how many of the mistakes planted in its rules were found.
 

@@ -75,7 +75,7 @@ def check_each(
         except Exception as error:  # whatever a half-written op or layer raises
             at = traceback.extract_tb(error.__traceback__)[-1]
             problem = f"it raises {type(error).__name__}: {error} ({at.filename}:{at.lineno})"
-            found = OpSummary(name, 0, (0.0,) * order, 0, (), (problem,))
+            found = OpSummary(name, 0, (math.nan,) * order, 0, (), (problem,))
         yield found
 
 
@@ -97,21 +97,27 @@ def check_layer(
     rng, count = np.random.default_rng(seed), max(1, cases // LAYER_SHARE)
     drawn = draw_specimens(layer, rng, count) if isinstance(layer, type) else _of_instance(layer, inputs, rng, count)
     smallest = min(drawn, key=_numbers)  # a layer costs thousands of passes beyond first order
-    problems, notes, errors = list[str](), dict[str, None](), [0.0] * order
+    problems, notes, errors = list[str](), dict[str, None](), [math.nan] * order
+    doubts: list[int] = []  # `doubtful` of each problem
     for number, (f, inputs) in enumerate(drawn):
         notes.update(dict.fromkeys(_notes(f, inputs)))
         report = gradcheck(f, *inputs, order=order if f is smallest[0] else 1, seed=seed + number)
-        errors = [max(error, report.relative_error(n + 1)) for n, error in enumerate(errors)]
+        errors = [float(np.fmax(error, report.relative_error(n + 1))) for n, error in enumerate(errors)]
+        split = _split_problems(f, inputs, notes)
         if not report.passed:
             problems.append(f"{', '.join(str(np.shape(x)) for x in inputs)}: {report}")
-        problems += _split_problems(f, inputs, notes)
+            doubts.append(report.doubtful)
+        problems += split
+        doubts += [0] * len(split)
+    doubtful = min(doubts, default=0)
     users: dict[Op, list[Specimen]] = {}
-    for specimen in sorted(drawn, key=_numbers):
+    for specimen in sorted(drawn, key=_numbers) if doubtful > 1 or not problems else ():
         for op in _ops_of(*specimen):
             users.setdefault(op, []).append(specimen)
-    survivors = [] if problems else [op.name for op, specimens in users.items() if not _is_caught(op, specimens)]
+    survivors = [op.name for op, specimens in users.items() if not _is_caught(op, specimens)]
     name = layer.__name__ if isinstance(layer, type) else type(layer).__name__
-    return OpSummary(name, len(drawn), tuple(errors), len(users), tuple(survivors), tuple(problems), tuple(notes))
+    found = tuple(errors), len(users), tuple(survivors), tuple(problems), tuple(notes)
+    return OpSummary(name, len(drawn), *found, doubtful)
 
 
 def _split_problems(f: Any, batch: tuple[Any, ...], notes: dict[str, None]) -> list[str]:

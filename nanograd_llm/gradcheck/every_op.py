@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,8 +36,12 @@ class OpError(NanogradError, AssertionError):
 
 @dataclass(frozen=True, repr=False)
 class OpSummary(Checked):
-    """A line of the table, for one op or layer: the largest relative error at each order, how many mutants were planted
-    in its rules, which of these the check let through, and in words whatever is wrong."""
+    """A line of the table, for one op or layer.
+
+    errors: the largest relative error at each order, NaN where nothing was compared.  mutants: how many mistakes were
+    planted in its rules, one at a time.  survivors: those of them that the check let through.  problems: in words, what
+    did not pass.  doubtful: the lowest order at which the check cannot tell; 0 where a problem is a mistake.
+    """
 
     name: str
     cases: int
@@ -45,6 +50,7 @@ class OpSummary(Checked):
     survivors: tuple[str, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    doubtful: int = 0
 
     @property
     def passed(self) -> bool:
@@ -52,8 +58,10 @@ class OpSummary(Checked):
 
     @property
     def verdict(self) -> str:
+        if self.doubtful > 1:
+            return f"right at order {self.doubtful - 1}, unknown at order {self.doubtful}"
         if self.problems:
-            return "wrong"
+            return "cannot tell" if self.doubtful else "wrong"
         if not self.cases:
             return "not checked"
         return f"blind to {', '.join(self.survivors)}: take more cases" if self.survivors else "right"
@@ -69,8 +77,8 @@ class OpSummary(Checked):
     @property
     def line(self) -> str:
         """Its line in the table, of at most 60 characters where all is right up to order 2."""
-        noticed = "-" if self.problems else f"{self.mutants - len(self.survivors)}/{self.mutants}"
-        errors = "".join(f"{error:<8.1e}" for error in self.errors)
+        noticed = f"{self.mutants - len(self.survivors)}/{self.mutants}" if self.mutants else "-"
+        errors = "".join(f"{'-':8}" if math.isnan(error) else f"{error:<8.1e}" for error in self.errors)
         return f"{self.name:23} {self.cases:>5} {errors}{noticed:7} {self.verdict}"
 
 
@@ -110,13 +118,18 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
     """Check an op on `cases` cases: those in which its mutants show, those of `samples.derived`, and random ones (at
     least one for each sample of an op that declares samples).
 
-    Its gradients are right up to `order`, beyond the first on a few small cases; its calls keep what `promises` and the
-    shape line say; every mutant is caught. Raises ConfigError unless `cases` and `order` are integers of at least 1.
+    It passes where its gradients are right up to `order`, beyond the first on a few small cases; its calls keep what
+    `promises` and the shape line say; every mutant is caught. An op whose rule does not run on Tensors, or uses `keep`,
+    passes at order=1 only: its second order cannot be computed. Raises ConfigError unless `cases` and `order` are
+    integers of at least 1.
+
+    The columns of its line: the cases; the largest relative error at each order, - where nothing was compared;
+    `mutants`, how many of the mistakes that were planted in the rule, one at a time, the check noticed; the verdict.
     """
     require_type("op", op, Op, "an op")
     require_counts(cases, order, seed)
     if op.rule is None:
-        return OpSummary(op.name, 0, (0.0,) * order, 0, (), (f"no rule; write one under @{op.name}.backward",))
+        return OpSummary(op.name, 0, (math.nan,) * order, 0, (), (f"no rule; write one under @{op.name}.backward",))
     rng = np.random.default_rng(seed)
     planted, telling = mutants_and_cases(op)
     more = samples.derived(op, samples.draw_cases(op, rng, _DERIVED_FROM if op.samples is None else 1))[: cases // 2]
@@ -125,7 +138,8 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
     elsewhere = list(itertools.islice(samples.draw_cases(op, rng, cases), max(2 * len(samples.REGIONS), cases // 8)))
     regions = itertools.cycle(samples.REGIONS)
     deep = higher_order_cases(drawn, cases)
-    problems, broken, errors = list[str](), list[str](), [0.0] * order  # broken: the promises of a right gradient
+    problems, broken, errors = list[str](), list[str](), [math.nan] * order  # broken: promises of a right gradient
+    doubts: list[int] = []  # `doubtful` of each problem
     kinked = list(samples.draw_cases(op, rng, max(_KINKED, cases // 10), kinks=True))
     kinked += [samples.moved(op, case, region, rng) for case, region in zip(elsewhere, regions)]
     kinked += samples.sweeps(op, whole, rng)  # with fewer axes, of which each then grows more
@@ -138,18 +152,22 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
             report = check_case(op, case, order=order if case in deep else 1, seed=seed + number, **how)
             at_kinks = number >= len(drawn)  # where "cannot tell" is no fault, and nothing else is forgiven
             if not at_kinks:
-                errors = [max(error, report.relative_error(n + 1)) for n, error in enumerate(errors)]
-            is_wrong = bool(report.problems) or any(found.verdict == "wrong" for found in report.findings)
-            if is_wrong or not (report.passed or at_kinks):
+                errors = [float(np.fmax(error, report.relative_error(n + 1))) for n, error in enumerate(errors)]
+            if not (report.passed or at_kinks and report.doubtful):
                 problems.append(f"{case}: {report}")
+                doubts.append(report.doubtful)
+            if report.doubtful > 1 and math.isnan(report.relative_error(report.doubtful)):
+                order = report.doubtful - 1  # other cases would not get further
             broken += case_problems(op, samples.varied(op, case, rng), seed=seed + number)
         except ERRORS as error:
             line = op.shape_line.text
             declared = isinstance(error, ShapeError) and line not in str(error)  # where another op raises it
             about = f"; the shape line of {op.name} is {line}" if declared else ""
             problems.append(f"{case}: it raises {type(error).__name__}: {error}{about}")
+            doubts.append(0)
     problems += broken
-    planted = [] if problems else planted
+    doubtful = 0 if broken else min(doubts, default=0)
+    planted = [] if problems and doubtful < 2 else planted
     survivors = surviving_mutants(planted, drawn)
     kept = [
         f"{name} was {default!r} in every case; give samples= to vary it"
@@ -164,7 +182,7 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
                     f"its result is not finite for some numbers; declare the interval that it is for: @op(..., {form})"
                 )
     found = tuple(errors), len(planted), tuple(survivors), tuple(problems)
-    return OpSummary(op.name, len(drawn), *found, tuple(kept))
+    return OpSummary(op.name, len(drawn), *found, tuple(kept), doubtful)
 
 
 def require_counts(cases: int, order: int, seed: int) -> None:
@@ -194,8 +212,9 @@ def assert_case(op: Op, case: Case, *, order: int = 1, seed: int = 0) -> None:
 
 
 def higher_order_cases(drawn: Sequence[Case], cases: int = CASES) -> Sequence[Case]:
-    """Those of an op's cases that are cheap enough to be checked beyond first order."""
-    return [case for case in drawn if case.size <= HIGHER_ORDER_SIZE][: max(HIGHER_ORDER_CASES, cases // 50)]
+    """Those of an op's cases that are cheap enough to be checked beyond first order; else the smallest."""
+    small = [case for case in drawn if case.size <= HIGHER_ORDER_SIZE][: max(HIGHER_ORDER_CASES, cases // 50)]
+    return small or [min(drawn, key=lambda case: case.size)]
 
 
 def surviving_mutants(planted: Sequence[Mutant], drawn: Sequence[Case]) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from nanograd_llm import GPT, models, nn, ops
+from nanograd_llm.autograd.op import keep
 from nanograd_llm.autograd.tensor import Parameter, registry
 from nanograd_llm.errors import ConfigError, NanogradError
 from nanograd_llm.gradcheck import Draw, check_all, check_layer, gradcheck
@@ -240,6 +241,19 @@ def test_a_wrong_rule_below_a_layer_is_wrong_and_named(biased, monkeypatch):
     (problem,) = found.problems
     assert "gradients of Biased: NOT RIGHT" in problem and "the rule of tanh is wrong" in problem
     assert "x (2, 3): wrong" in problem and "shift (3,): wrong" in problem
+
+
+def test_a_layer_with_an_op_that_keeps_is_right_at_order_1_and_unknown_at_order_2(biased, monkeypatch):
+    biased.specimens = lambda draw: [(biased(), (draw(2, 3),))]
+    tanh = registry["tanh"]
+    monkeypatch.setattr(tanh, "forward", lambda x: keep(np.tanh(x), z=np.tanh(x)))
+    for name in ("rule", "_plan", "_open"):
+        monkeypatch.setattr(tanh, name, getattr(tanh, name))
+    tanh.backward(lambda dy, z: dy * (1 - z * z))
+    found = check_layer(biased, cases=10)
+    assert not found.passed and found.verdict == "right at order 1, unknown at order 2"
+    assert "tanh keeps 'z'" in found.problems[0] and found.mutants and not found.survivors
+    assert check_layer(biased, cases=10, order=1).passed
 
 
 @pytest.mark.parametrize("declared", [None, lambda draw: []])

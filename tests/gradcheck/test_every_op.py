@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +26,7 @@ from nanograd_llm.gradcheck import (
     mutants,
     table_head,
 )
+from nanograd_llm.gradcheck.cases import samples
 from nanograd_llm.gradcheck.check.promises import equality_problems, layout_problems
 from nanograd_llm.gradcheck.every_layer import layers
 from nanograd_llm.gradcheck.every_op import surviving_mutants
@@ -93,6 +95,51 @@ def test_a_rule_that_is_wrong_at_second_order_only_fails(monkeypatch):
     assert check_op(ops.exp, order=1, cases=8).passed
 
 
+@pytest.mark.parametrize("uses", ["keep", "NumPy"])
+def test_an_op_whose_second_order_cannot_be_computed_is_right_at_order_1_and_does_not_pass_at_order_2(own_op, uses):
+    @own_op("y = exp x", "x̄ = ȳ*y")
+    def growth(x):
+        """x (*) -> y (*)"""
+        e = np.exp(x)
+        return ng.keep(e, e=e) if uses == "keep" else e
+
+    if uses == "keep":
+        growth.backward(lambda dy, e: dy * e)
+        why = "growth keeps 'e', which has no tape.*equals="
+    else:
+        growth.backward(lambda dy, x: dy * np.exp(x))
+        why = r"np.exp does not take a Tensor.*use ops.exp\(...\)"
+    found = check_op(growth, cases=8)
+    assert not found.passed and len(found.problems) == 1
+    assert found.verdict == "right at order 1, unknown at order 2"
+    assert found.line.split()[2] != "-" == found.line.split()[3]
+    (problem,) = found.problems
+    assert ": CANNOT TELL" in problem and re.search(r"  x \(.*\): right,", problem)
+    assert re.search(f"because order 2 could not be computed: .*{why}.*; pass order=1 to leave it out", problem)
+    assert check_op(growth, cases=8, order=1).passed
+
+
+def test_a_wrong_rule_whose_second_order_cannot_be_computed_is_wrong(own_op):
+    @own_op("y = exp x", "x̄ = ȳ*y")
+    def growth(x):
+        """x (*) -> y (*)"""
+        return np.exp(x)
+
+    growth.backward(lambda dy, x: 2 * dy * np.exp(x))
+    assert check_op(growth, cases=8).verdict == "wrong"
+
+
+def test_the_smallest_case_is_checked_at_order_2_where_all_are_large(own_op, monkeypatch):
+    @own_op("y = exp x", "x̄ = ȳ*y", samples=lambda draw: [((draw(200),), {}), ((draw(150),), {})])
+    def growth(x):
+        """x (*) -> y (*)"""
+        return np.exp(x)
+
+    growth.backward(lambda dy, y: dy * (y if isinstance(y, np.ndarray) else y.data))
+    monkeypatch.setattr(samples, "derived", lambda op, cases: [])
+    assert check_op(growth, cases=4).verdict == "wrong"
+
+
 def test_a_value_at_a_kink_that_no_side_has_fails(monkeypatch):
     assert check_op(ops.absolute, order=1, cases=30).passed
     rule = ops.absolute.rule
@@ -158,6 +205,7 @@ def test_an_op_without_a_rule_or_without_one_for_an_input_fails(monkeypatch):
     monkeypatch.setattr(ops.multiply, "rule", None)
     found = check_op(ops.multiply, cases=2)
     assert not found.passed and "no rule" in found.problems[0]
+    assert found.line.split() == ["multiply", "0", "-", "-", "-", "wrong"]
 
 
 def test_a_rule_that_reads_memory_in_its_own_order_fails(monkeypatch):
@@ -284,7 +332,9 @@ def test_a_domain_is_advised_where_a_result_is_not_finite():
 
     logarithm.backward(lambda dy, x: dy / x)
     with np.errstate(all="ignore"):
-        (note,) = check_op(logarithm, cases=5).notes
+        found = check_op(logarithm, cases=5)
+    assert found.verdict == "cannot tell" and "CANNOT TELL" in str(found)
+    (note,) = found.notes
     assert "declare the interval that it is for: @op(..., domain={'x': (0.5, 2.0)})" in note
 
 

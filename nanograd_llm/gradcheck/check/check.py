@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -58,7 +59,8 @@ def gradcheck(
         everything else is handed on as it is, and so are the constants that an op declares. Leaves that f holds itself,
         such as a Module's parameters, are found and checked too; nothing else may use them meanwhile.
     order: check derivatives up to this order. The gradient's own gradient, by the inputs and by the cotangent, is
-        checked against differences of the gradient, and the Hessian for its symmetry.
+        checked against differences of the gradient, and the Hessian for its symmetry. What cannot be computed, as of a
+        rule that uses `keep` or NumPy's functions on what it receives, gets the verdict "cannot tell".
     seed: of the random cotangents and directions; every input is compared for four of each.
     jacobian: a Jacobian (result by input) with no more entries than this is compared whole at first order. For a larger
         one, each entry of the gradient is compared for the four cotangents if that takes few op calls. Otherwise only
@@ -309,6 +311,14 @@ class _Check:
         bent: list[np.ndarray | None] = []
         for order in range(1, self.order + 1):
             try:
+                if order > 1:
+                    target.record(target.values)
+            except NanogradError as error:
+                if not problems:  # found at an earlier order: the cause of this one
+                    why = f"order {order} could not be computed: {error}; pass order={order - 1} to leave it out"
+                    yield Finding(order, "all inputs", (), "cannot tell", math.nan, 0.0, "", 0.0, "", reason=why)
+                return
+            try:
                 y = self._require_repeatable(target, 1, self.first if order == 1 else None)
             except NanogradError:
                 if problems:  # found at an earlier order: the cause of this one
@@ -423,7 +433,7 @@ class _Check:
         if bent is None or kinks_here is None:
             by = f"by more than {kinks.MOST} entries" if x.size > kinks.MOST else "where its entries move together"
             reason = f"the function bends here {by}, or so much that rounding hides how"
-            of = (function.names[k], x.shape, "cannot tell", 0.0, 0.0, "differences", 0.0, "nothing")
+            of = (function.names[k], x.shape, "cannot tell", math.nan, 0.0, "differences", 0.0, "nothing")
             return Finding(order, *of, reason=reason)
         smooth = np.ones(x.size, bool)
         smooth[bent] = False
@@ -466,7 +476,8 @@ class _Check:
             self._note_digits(c)
             self._note_straight(c, dense(np.random.default_rng(self.seed), x.shape) * reach * smooth.reshape(x.shape))
         why = c.first.why if order == 1 and c.found.finite else ""  # beyond the first order it is always so
-        shown = c.shown.off, c.shown.tolerance, c.first.method, c.first.step, c.words, why, reason, worst, pattern
+        off = c.shown.off if c.found.finite else math.nan  # then nothing could be compared
+        shown = off, c.shown.tolerance, c.first.method, c.first.step, c.words, why, reason, worst, pattern
         return Finding(order, function.names[k], x.shape, verdict, *shown, c.kinks)
 
     def _set_aside(self, c: _Compared, y: np.ndarray, v: np.ndarray, directions: np.ndarray, flows: np.ndarray) -> None:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from nanograd_llm.errors import NanogradError
 from nanograd_llm.settings import printable, told_apart
 
@@ -129,9 +131,10 @@ class Finding(Shown):
 
     verdict: "right"; "wrong"; "at a kink", where the left and right derivatives by some entries (`kinks`) differ, the
         engine says one of them or a value between, and all other entries are right; "cannot tell", for this `reason`.
-    relative_error: the largest difference, as a part of Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|; tolerance: what rounding explains of it,
-        as far as that was measured. Of a wrong gradient both are those of the numbers that are wrong.
-    method, step, why: see `derivatives.Derivative`.  compared: which numbers were compared.
+    relative_error: the largest difference, as a part of Σ|aᵢuᵢ| + Σ|vᵢ(Ju)ᵢ|, NaN where nothing was compared;
+        tolerance: what rounding explains of it, as far as that was measured. Of a wrong gradient both are those of the
+        numbers that are wrong.
+    method, step, why: see `derivatives.Derivative`.  compared: which numbers were compared; "" where none could be.
     worst: the worst entry of a gradient that is wrong.  pattern: what kind of mistake it looks like.
     """
 
@@ -167,7 +170,8 @@ class Finding(Shown):
             seen = f"not finite; {self.compared}"
         if self.reason:
             seen = f"because {self.reason}" if self.verdict == "cannot tell" else self.reason
-        lines = [f"{self.name} {self.shape if self.shape else '(a number)'}: {self.verdict}, {seen}"]
+        shape = f" {self.shape or '(a number)'}" if self.compared else ""
+        lines = [f"{self.name}{shape}: {self.verdict}, {seen}"]
         if self.worst is not None:
             lines.append(str(self.worst))
         if self.pattern:
@@ -196,13 +200,20 @@ class Report(Checked):
         """Is every gradient right, or at a kink a value that is allowed there?"""
         return not self.problems and all(finding.verdict in PASSING for finding in self.findings)
 
+    @property
+    def doubtful(self) -> int:
+        """The lowest order at which the check cannot tell; 0 where something is wrong, or all is right."""
+        if self.problems or any(f.verdict == "wrong" for f in self.findings):
+            return 0
+        return min((f.order for f in self.findings if f.verdict not in PASSING), default=0)
+
     def relative_error(self, order: int = 1) -> float:
-        """The largest relative error found at this order."""
-        return max((f.relative_error for f in self.findings if f.order == order), default=0.0)
+        """The largest relative error found at this order; NaN where nothing was compared."""
+        errors = [f.relative_error for f in self.findings if f.order == order]
+        return float(np.fmax.reduce(errors, initial=math.nan))
 
     def __str__(self) -> str:
-        is_open = not self.problems and all(f.verdict in (*PASSING, "cannot tell") for f in self.findings)
-        verdict = "right" if self.passed else "CANNOT TELL" if is_open else "NOT RIGHT"
+        verdict = "right" if self.passed else "CANNOT TELL" if self.doubtful else "NOT RIGHT"
         if self.problems and not self.findings or NOTHING in self.problems:
             verdict = "NOT CHECKED"
         lines = [f"gradients of {self.function}: {verdict}"]
