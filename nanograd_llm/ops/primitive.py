@@ -230,8 +230,8 @@ def logaddexp_backward(dy, a, b):
 
 def _difference(a, b):
     """a - b, but 0 where both are the same infinity."""
-    is_same = (a == b) & (absolute(a) == np.inf)
-    return where(is_same, 0.0, a) - where(is_same, 0.0, b)
+    with np.errstate(invalid="ignore"):
+        return where((a == b) & (absolute(a) == np.inf), 0.0, a - 1.0 * b)  # as floats: unsigned integers wrap around
 
 
 @op("y = erf x = 2/√π ∫₀ˣ exp(-t²) dt", "x̄ = ȳ*2/√π*exp(-x²)", domain={"x": (-3.0, 3.0)})
@@ -327,7 +327,7 @@ def absolute(x):
 
 @absolute.backward
 def absolute_backward(dy, x):
-    return dy * where(x > 0, 1.0, where(x < 0, -1.0, 0.0)).astype(dy.dtype)
+    return where(x > 0, dy, where(x < 0, -dy, 0.0))
 
 
 @op("y = max(a, b)", "ā = ȳ where a > b;  b̄ = ȳ where b > a;  half each where equal")
@@ -369,7 +369,11 @@ def _share(wins, ties, dy):
     ],
 )
 def where(condition, a, b):
-    """Choose elementwise by a boolean array.  condition (*), a (*), b (*) -> y (*)"""
+    """Choose elementwise by a boolean array.  condition (*), a (*), b (*) -> y (*)
+
+    A Python number takes the other's dtype; two of them make float64 or int64, as in NumPy: where(x > 0, y, -y), not
+    y * where(x > 0, 1.0, -1.0), stays float32.
+    """
     if gpu_in_use:
         condition = beside(condition, next((x for x in (condition, a, b) if xp(x) is not np), condition))
     return no_wider(np.where(condition, a, b), a, b)
