@@ -53,6 +53,7 @@ _INSTEAD_OF_NUMPY = {  # NumPy's name -> what to write, for functions that are n
     **dict.fromkeys(("cumulative_sum", "add.accumulate"), "ops.cumsum(...)"),
     **dict.fromkeys(("select", "choose", "nan_to_num"), "ops.where(...)"),
     **dict.fromkeys(("compress", "extract", "diagonal", "diag", "delete", "diff"), "indexing, x[...]"),
+    "sign": "ops.where(x > 0, y, -y) for np.sign(x) * y",
     **{"average": "ops.mean(...)", "append": "ops.concatenate(...)"},
     **{"triu": "x - ops.tril(x, k=-1)", "tile": "ops.broadcast_to(...)", "astype": "x.astype(...)"},
     **{"square": "x * x", "reciprocal": "1 / x", "expm1": "ops.exp(x) - 1", "copy": "x * 1, or x.detach()"},
@@ -493,7 +494,7 @@ def _refusal(called: str, name: str, instead: str = "") -> DtypeError:
     """The error where np.CALLED, such as np.linalg.norm or np.add.reduce, of this last name or ufunc got a Tensor."""
     own = {name: f"ops.{name}(...)"} if name in registry else {}
     known = _INSTEAD_OF_NUMPY | own
-    found = known.get(called) or known.get(name) or "other ops, or .data if no gradient is needed"
+    found = known.get(called) or known.get(name) or "other ops, or (not in a rule) .data if no gradient is needed"
     return DtypeError(f"np.{called} does not take a Tensor, whose tape it would lose; {instead or f'use {found}'}")
 
 

@@ -354,7 +354,7 @@ def test_numpy_converts_a_tensor_only_if_no_tape_is_lost():
     ("call", "words"),
     [
         (lambda x: np.true_divide(x, 2), r"use ops.divide\(...\)"),
-        (lambda x: np.arctan(x), "use other ops, or .data if"),
+        (lambda x: np.arctan(x), r"use other ops, or \(not in a rule\) .data if"),
         (lambda x: np.add.outer([1.0], x), r"np.add.outer does not take a Tensor, .* use ops.add\(...\)"),
         (np.add.reduce, r"np.add.reduce does not take a Tensor, .* use ops.sum\(...\)"),
         (np.square, r"use x \* x"),
@@ -601,7 +601,8 @@ def test_a_numpy_function_with_an_op_of_the_same_name_names_that_op(name):
         (lambda x: np.clip([0.5], 0, a_max=x), r"use ops.clip\("),
         (lambda x: np.where([True], [1.0], x), r"use ops.where\("),
         (np.tril, r"use ops.tril\("),
-        (np.median, "use other ops, or .data if no gradient is needed"),
+        (np.median, r"use other ops, or \(not in a rule\) .data if no gradient is needed"),
+        (np.sign, r"use ops.where\(x > 0, y, -y\) for np.sign\(x\) \* y"),
     ],
 )
 def test_a_numpy_function_on_a_tensor_says_what_to_use_instead(call, words):
