@@ -246,8 +246,8 @@ def solution_1_backward(dy, y, r):
 
 assert attempt(solution_1, batch)
 
-# `check_op` also checks the gradient of the gradient, which is order 2. For this the rule is itself differentiated, and r
-# cannot be: the engine does not see how `ng.keep` got it from x. So the check says "right at order 1, unknown at order
+# `check_op` also checks the gradient of the gradient, which is order 2. For this the rule is itself differentiated, and
+# r cannot be: the engine does not see how it was computed from x. So the check says "right at order 1, unknown at order
 # 2". With order=1 it checks the gradient alone.
 assert check_op(solution_1, cases=50, order=1).passed
 

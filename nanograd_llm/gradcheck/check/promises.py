@@ -25,6 +25,9 @@ from nanograd_llm.gradcheck.check.function import grad
 from nanograd_llm.gradcheck.check.rounding import DEPTH, EPS, nudged, widened
 
 _FAR = 2.0**40  # units in the last place: where terms cancel, a shorter move does not change the rounding
+_WIDENS = "a float64 array or NumPy number makes it so, such as {} or np.sqrt(2): write {} or float(np.sqrt(2))"
+_IN_FORWARD = _WIDENS.format("np.ones(3)", "np.ones(3, x.dtype)")
+_IN_RULE = _WIDENS.format("ops.where(x > 0, 1.0, -1.0)", "ops.where(x > 0, dy, -dy)")
 ERRORS = (NanogradError, ValueError, TypeError, IndexError, ArithmeticError)  # what a wrong forward or rule may raise
 
 
@@ -32,10 +35,11 @@ def case_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
     """What, apart from the numbers of its gradients, is wrong with a call of an op."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of means over nothing: cases have axes of zero
-        found = dtype_problems(op, case) + needs_problems(op, case, seed)
+        wide = [f"{replace(case, layouts=())}: {problem}" for problem in dtype_problems(op, case)]
+        found = needs_problems(op, case, seed)
         if not case.region:  # in other regions rounding may be larger than these allow
             found += [p for of in (layout_problems, sharing_problems, equality_problems) for p in of(op, case, seed)]
-    return [f"{case}: {problem}" for problem in found]
+    return [*wide, *(f"{case}: {problem}" for problem in found)]
 
 
 def dtype_problems(op: Op, case: Case) -> list[str]:
@@ -45,20 +49,24 @@ def dtype_problems(op: Op, case: Case) -> list[str]:
     inputs = _tensors(case, differentiated(op, case))
     y = op(*inputs, **case.static)
     result = np.dtype(case.static.get("dtype", np.float32))
-    found = [("the result", y.dtype, result)]
+    found = [("the result", y.dtype, result, _IN_FORWARD)]
     if y._node is not None:
         needs = tuple(isinstance(x, Tensor) and x.requires_grad for x in inputs)
         gradients = op.pull_back(y._node, np.ones_like(y.data), needs, Sums())
         # in NumPy 1 whatever has no axes widens; the engine converts it, as it converts all gradients
         given = [(i, g) for i, g in enumerate(gradients) if g is not None and g.ndim]
-        found += [(f"the gradient of input {i}", g.dtype, np.float32) for i, g in given]
+        found += [(f"the gradient of {op.input_name(i)}", g.dtype, np.float32, _IN_RULE) for i, g in given]
         parts = [part for saved in y._node.saved for part in (saved if isinstance(saved, (list, tuple)) else [saved])]
         kept = [array for array in parts if is_array(array) and array.dtype.kind == "f"]
-        found += [(f"an array {array.shape} that the tape keeps", array.dtype, np.float32) for array in kept]
+        found += [(f"an array {a.shape} that the tape keeps", a.dtype, np.float32, _IN_FORWARD) for a in kept]
     if op.equals is not None:
         with higher_order():
-            found.append(("the result of its composition", op(*inputs, **case.static).dtype, result))
-    return [f"{what} is {dtype} for float32 inputs" for what, dtype, expected in found if dtype != expected]
+            found.append(("the result of its composition", op(*inputs, **case.static).dtype, result, _IN_FORWARD))
+    return [
+        f"{what} is {dtype} for float32 inputs" + f"; {remedy}" * (dtype == np.float64)
+        for what, dtype, expected, remedy in found
+        if dtype != expected
+    ]
 
 
 def layout_problems(op: Op, case: Case, seed: int = 0) -> list[str]:
