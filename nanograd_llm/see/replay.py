@@ -272,16 +272,15 @@ def terms(call: Call, name: str | int, index: Index, *, quick: bool = False, aro
 
         largest = _largest(sent[index]) * size
         slope, _, rounding, gap = around.along({place: shifted}, number * size, largest, 1, quick, size)
-        slopes, how = slope.value / size, (number, slope.method, rounding / size, len(x.uses), gap / size)
-        for known in (True, around.is_finite & np.isfinite(around.dy)):
-            seen = np.where(known, slopes, np.nan)
-            places = [tuple(map(int, k)) for k in np.argwhere(seen != 0)]
-            entries = [(k, float(around.dy[k]), float(seen[k])) for k in places]
-            entries.sort(key=lambda entry: -abs(entry[1] * entry[2]))
-            found = Terms(what, around.dy.size, entries, *how)
-            if found.agreement.startswith(AGREE):
-                return found
-    return found
+        slopes = slope.value / size
+        places = [tuple(map(int, k)) for k in np.argwhere(slopes != 0)]
+        entries = [(k, float(around.dy[k]), float(slopes[k])) for k in places]
+        entries.sort(key=lambda entry: -abs(entry[1] * entry[2]))
+        found = Terms(what, around.dy.size, entries, number, slope.method, rounding / size, len(x.uses), gap / size)
+        if found.agreement.startswith(AGREE):
+            return found
+    is_known = (around.is_finite & np.isfinite(around.dy)).all()  # else some slopes say nothing
+    return found if is_known else replace(found, tolerance=math.nan)
 
 
 class Around:
