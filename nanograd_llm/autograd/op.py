@@ -591,7 +591,8 @@ def op(
     Positional parameters of the forward are inputs, keyword-only parameters are static arguments; a keyword-only
     `needs` receives a bool for each input: does it need a gradient? The docstring contains the shape line (see
     `shapes`). The rule returns the gradient of each differentiable input, in order, or None for one that `needs` says
-    is not needed; the engine undoes broadcasting, where the shape line has it.
+    is not needed. Where an input was broadcast, as the shape line allows, its gradient may have the larger shape: the
+    engine sums it to the input's shape.
 
     formula: what the op computes.
     adjoint: the adjoint of each input: its name with a bar over the first letter or over the whole name, in Greek
