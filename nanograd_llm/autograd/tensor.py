@@ -363,7 +363,9 @@ class Tensor:
         return registry["getitem"](self, index=index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        raise GraphError("a Tensor does not support item assignment; use ops.where, or write into its .data")
+        raise GraphError(
+            "a Tensor does not support item assignment; use ops.where, or (not in a rule) write into its .data"
+        )
 
     exp, log, sqrt, sin, cos, tanh = map(_method, ("exp", "log", "sqrt", "sin", "cos", "tanh"))
     relu, sigmoid = map(_method, ("relu", "sigmoid"))

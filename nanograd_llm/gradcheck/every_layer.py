@@ -97,26 +97,23 @@ def check_layer(
     rng, count = np.random.default_rng(seed), max(1, cases // LAYER_SHARE)
     drawn = draw_specimens(layer, rng, count) if isinstance(layer, type) else _of_instance(layer, inputs, rng, count)
     smallest = min(drawn, key=_numbers)  # a layer costs thousands of passes beyond first order
-    problems, notes, errors = list[str](), dict[str, None](), [math.nan] * order
-    doubts: list[int] = []  # `doubtful` of each problem
+    problems, notes, errors = list[tuple[int, str]](), dict[str, None](), [math.nan] * order  # see `check_op`
     for number, (f, inputs) in enumerate(drawn):
         notes.update(dict.fromkeys(_notes(f, inputs)))
         report = gradcheck(f, *inputs, order=order if f is smallest[0] else 1, seed=seed + number)
         errors = [float(np.fmax(error, report.relative_error(n + 1))) for n, error in enumerate(errors)]
-        split = _split_problems(f, inputs, notes)
         if not report.passed:
-            problems.append(f"{', '.join(str(np.shape(x)) for x in inputs)}: {report}")
-            doubts.append(report.doubtful)
-        problems += split
-        doubts += [0] * len(split)
-    doubtful = min(doubts, default=0)
+            problems.append((report.doubtful, f"{', '.join(str(np.shape(x)) for x in inputs)}: {report}"))
+        problems += ((0, problem) for problem in _split_problems(f, inputs, notes))
+    problems.sort(key=lambda problem: problem[0])  # what is wrong comes first
+    doubtful = problems[0][0] if problems else 0
     users: dict[Op, list[Specimen]] = {}
     for specimen in sorted(drawn, key=_numbers) if doubtful > 1 or not problems else ():
         for op in _ops_of(*specimen):
             users.setdefault(op, []).append(specimen)
     survivors = [op.name for op, specimens in users.items() if not _is_caught(op, specimens)]
     name = layer.__name__ if isinstance(layer, type) else type(layer).__name__
-    found = tuple(errors), len(users), tuple(survivors), tuple(problems), tuple(notes)
+    found = tuple(errors), len(users), tuple(survivors), tuple(problem for _, problem in problems), tuple(notes)
     return OpSummary(name, len(drawn), *found, doubtful)
 
 

@@ -138,8 +138,7 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
     elsewhere = list(itertools.islice(samples.draw_cases(op, rng, cases), max(2 * len(samples.REGIONS), cases // 8)))
     regions = itertools.cycle(samples.REGIONS)
     deep = higher_order_cases(drawn, cases)
-    problems, broken, errors = list[str](), list[str](), [math.nan] * order  # broken: promises of a right gradient
-    doubts: list[int] = []  # `doubtful` of each problem
+    problems, broken, errors = list[tuple[int, str]](), list[str](), [math.nan] * order  # each after its `doubtful`
     kinked = list(samples.draw_cases(op, rng, max(_KINKED, cases // 10), kinks=True))
     kinked += [samples.moved(op, case, region, rng) for case, region in zip(elsewhere, regions)]
     kinked += samples.sweeps(op, whole, rng)  # with fewer axes, of which each then grows more
@@ -154,8 +153,7 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
             if not at_kinks:
                 errors = [float(np.fmax(error, report.relative_error(n + 1))) for n, error in enumerate(errors)]
             if not (report.passed or at_kinks and report.doubtful):
-                problems.append(f"{case}: {report}")
-                doubts.append(report.doubtful)
+                problems.append((report.doubtful, f"{case}: {report}"))
             if report.doubtful > 1 and math.isnan(report.relative_error(report.doubtful)):
                 order = report.doubtful - 1  # other cases would not get further
             broken += case_problems(op, samples.varied(op, case, rng), seed=seed + number)
@@ -163,10 +161,10 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
             line = op.shape_line.text
             declared = isinstance(error, ShapeError) and line not in str(error)  # where another op raises it
             about = f"; the shape line of {op.name} is {line}" if declared else ""
-            problems.append(f"{case}: it raises {type(error).__name__}: {error}{about}")
-            doubts.append(0)
-    problems += broken
-    doubtful = 0 if broken else min(doubts, default=0)
+            problems.append((0, f"{case}: it raises {type(error).__name__}: {error}{about}"))
+    problems += ((0, promise) for promise in broken)
+    problems.sort(key=lambda problem: problem[0])  # what is wrong comes first
+    doubtful = problems[0][0] if problems else 0
     planted = [] if problems and doubtful < 2 else planted
     survivors = surviving_mutants(planted, drawn)
     kept = [
@@ -181,7 +179,7 @@ def check_op(op: Op, *, order: int = 2, cases: int = CASES, seed: int = 0) -> Op
                 kept.append(
                     f"its result is not finite for some numbers; declare the interval that it is for: @op(..., {form})"
                 )
-    found = tuple(errors), len(planted), tuple(survivors), tuple(problems)
+    found = tuple(errors), len(planted), tuple(survivors), tuple(problem for _, problem in problems)
     return OpSummary(op.name, len(drawn), *found, tuple(kept), doubtful)
 
 

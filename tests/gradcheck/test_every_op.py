@@ -129,6 +129,25 @@ def test_a_wrong_rule_whose_second_order_cannot_be_computed_is_wrong(own_op):
     assert check_op(growth, cases=8).verdict == "wrong"
 
 
+def test_a_rule_that_clips_what_it_kept_in_place_is_wrong_and_that_is_the_first_problem(own_op):
+    @own_op("y = Huber's loss of x", "x̄ = ȳ*min(max(x, -1), 1)")
+    def huber(x):
+        """x (*) -> y (*)"""
+        size = ops.absolute(x)
+        return np.where(size.real <= 1, x * x / 2, size - 0.5)
+
+    @huber.backward
+    def huber_backward(dy, x):
+        x[x > 1], x[x < -1] = 1, -1
+        return dy * x
+
+    x = np.array([0.3, 2.0, -3.0])
+    report = gradcheck(lambda x: huber(2 * x), x)
+    assert not report.passed and "the rule of huber writes into" in report.problems[0]
+    found = check_op(huber, cases=8)
+    assert found.verdict == "wrong" and "it raises" not in str(found) and "CANNOT TELL" not in str(found)
+
+
 def test_the_smallest_case_is_checked_at_order_2_where_all_are_large(own_op, monkeypatch):
     @own_op("y = exp x", "x̄ = ȳ*y", samples=lambda draw: [((draw(200),), {}), ((draw(150),), {})])
     def growth(x):

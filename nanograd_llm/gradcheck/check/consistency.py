@@ -312,16 +312,24 @@ class _Watch:
         )
 
 
+def _protected(saved: Any) -> Any:
+    """What a node saved, as arrays that cannot be written to."""
+    if isinstance(saved, list):
+        return [*map(_protected, saved)]
+    return read_only(saved) if isinstance(saved, np.ndarray) else saved
+
+
 def _floats(arrays: Sequence[Any]) -> Iterator[np.ndarray]:
     return (a for a in arrays if is_array(a) and a.dtype.kind == "f")
 
 
 def _guarded(function: Function, cotangent: np.ndarray) -> list[str]:
-    """One backward pass that says which rule writes into its cotangent, raises, or makes a NaN of numbers."""
+    """One backward pass that says which rule writes into its arguments, raises, or makes a NaN of numbers."""
     seen: list[_Watch] = []
 
     def note(node: Any, y: Any, arrays: Sequence[Any], static: Any, place: str) -> None:
         node.guard = _Watch(node.op, place, seen)
+        node.saved = tuple(map(_protected, node.saved))
 
     with watched(note):
         y, leaves = function.record(function.values)
