@@ -126,7 +126,8 @@ def test_a_wrong_rule_whose_second_order_cannot_be_computed_is_wrong(own_op):
         return np.exp(x)
 
     growth.backward(lambda dy, x: 2 * dy * np.exp(x))
-    assert check_op(growth, cases=8).verdict == "wrong"
+    found = check_op(growth, cases=8)
+    assert found.verdict == "wrong" and "order 2" not in found.problems[0]
 
 
 def test_a_rule_that_clips_what_it_kept_in_place_is_wrong_and_that_is_the_first_problem(own_op):
@@ -208,7 +209,7 @@ def test_a_rule_that_widens_float32_fails(monkeypatch):
     monkeypatch.setattr(ops.exp, "rule", lambda dy, y: dy.astype(np.float64) * y)
     problems = check_op(ops.exp, order=1, cases=2).problems
     assert problems and all("the gradient of x is float64 for float32 inputs" in problem for problem in problems)
-    assert "laid out" not in str(problems) and "write ops.where(x > 0, dy, -dy)" in problems[0]
+    assert "laid out" not in str(problems) and "convert it, by .astype(dy.dtype)" in problems[0]
 
 
 def test_a_forward_that_widens_float32_fails(monkeypatch):

@@ -309,12 +309,13 @@ class _Check:
         """Order by order, input by input; problems: what else is found on the way is added there."""
         target: Differentiable = self.function
         bent: list[np.ndarray | None] = []
+        is_wrong = False
         for order in range(1, self.order + 1):
             try:
                 if order > 1:
                     target.record(target.values)
             except NanogradError as error:
-                if not problems:  # found at an earlier order: the cause of this one
+                if not (problems or is_wrong):  # found at an earlier order, which comes first
                     why = f"order {order} could not be computed: {error}; pass order={order - 1} to leave it out"
                     yield Finding(order, "all inputs", (), "cannot tell", math.nan, 0.0, "", 0.0, "", reason=why)
                 return
@@ -357,6 +358,7 @@ class _Check:
                         again = self._check_input(target, k, bent[k], found, y, cotangents, order)
                         if again.verdict in PASSING or again.relative_error <= again.tolerance:
                             finding = again  # else it is wrong by both methods
+                is_wrong |= finding.verdict == "wrong"
                 yield finding
             target = Gradient(target, cotangents[0])
 

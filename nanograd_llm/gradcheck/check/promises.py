@@ -25,9 +25,11 @@ from nanograd_llm.gradcheck.check.function import grad
 from nanograd_llm.gradcheck.check.rounding import DEPTH, EPS, nudged, widened
 
 _FAR = 2.0**40  # units in the last place: where terms cancel, a shorter move does not change the rounding
-_WIDENS = "a float64 array or NumPy number makes it so, such as {} or np.sqrt(2): write {} or float(np.sqrt(2))"
-_IN_FORWARD = _WIDENS.format("np.ones(3)", "np.ones(3, x.dtype)")
-_IN_RULE = _WIDENS.format("ops.where(x > 0, 1.0, -1.0)", "ops.where(x > 0, dy, -dy)")
+_WIDENS = (
+    "an array of float64 or integers, or a NumPy number, makes it so, such as {}, mask.sum(axis=-1) or np.sqrt(2): "
+    "convert it, by .astype({}.dtype) or float(np.sqrt(2))"
+)
+_IN_FORWARD, _IN_RULE = _WIDENS.format("np.ones(3)", "x"), _WIDENS.format("ops.where(x > 0, 1.0, -1.0)", "dy")
 ERRORS = (NanogradError, ValueError, TypeError, IndexError, ArithmeticError)  # what a wrong forward or rule may raise
 
 
