@@ -182,7 +182,10 @@ class Op:
             remedy = f"; write * before {rest[0]} if it is a static argument" if rest else ""
             raise ShapeError(f"op {self.name}: the shape line names {named}, the function {self.inputs}{remedy}")
         for token in line.unbound() - set(self.static_defaults):
-            raise ShapeError(f"op {self.name}: no input and no static argument defines {token} in {line.text!r}")
+            raise ShapeError(
+                f"op {self.name}: no input and no static argument defines {token} in {line.text!r}; for a result of "
+                "any shape, such as half of T, write y (?)"
+            )
         for name in {"y", *KNOWN_IN_BACKWARD} & {*self.inputs, *self.static_defaults}:
             raise NanogradError(
                 f"op {self.name}: {name!r} is a reserved parameter of rules; rename the argument "

@@ -41,6 +41,8 @@ class ShapeLine:
         self.output = outputs[0]
         if any(token in ("*", "...") for tokens in self.inputs.values() for token in tokens[1:]):
             raise ShapeError(f"'*' and '...' are leading axes and come first; got {text!r}")
+        if any("?" in tokens and len(tokens) > 1 for tokens in (*self.inputs.values(), self.output)):
+            raise ShapeError(f"'?' is a whole shape, and stands alone, as in y (?); got {text!r}")
 
     @staticmethod
     def find(doc: str | None) -> ShapeLine | None:

@@ -56,6 +56,12 @@ def test_a_line_with_several_outputs_or_none_is_refused(text):
         ShapeLine(text)
 
 
+@pytest.mark.parametrize("text", ["x (..., T) -> y (..., ?)", "x (?, n) -> y (n)"])
+def test_a_question_mark_that_does_not_stand_alone_is_refused(text):
+    with pytest.raises(ShapeError, match=r"stands alone, as in y \(\?\)"):
+        ShapeLine(text)
+
+
 @pytest.mark.parametrize("text", ["x (n, *) -> y (n)", "x (B, ..., C) -> y (B)", "x (n), w (m, ...) -> y (n)"])
 def test_a_star_or_dots_that_are_not_first_are_refused(text):
     with pytest.raises(ShapeError, match="come first"):
