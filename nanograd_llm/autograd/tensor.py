@@ -467,7 +467,7 @@ class Tensor:
         if self.requires_grad and (self.ndim or dtype is None):  # np.float32(loss) asks for a dtype, and is as float()
             raise GraphError(
                 "NumPy would lose this Tensor's tape; combine Tensors by ops.stack(...) or ops.concatenate(...); if no "
-                "gradient is needed, use .data or .detach()"
+                "gradient is needed, use (not in a rule) .data or .detach()"
             )
         if self.device != "cpu":
             raise DeviceError("NumPy does not take a Tensor that is on a GPU; give it tensor.numpy(), a copy")
