@@ -82,7 +82,10 @@ def require_no_widening(dtype: np.dtype, inputs: Sequence[Any], what: str) -> No
     dtypes = [x.dtype for x in inputs if hasattr(x, "dtype")]
     widest = max((d.itemsize for d in dtypes if d.kind in "fc"), default=None)
     if dtype.kind in "fc" and widest is not None and dtype.itemsize > widest:
-        raise DtypeError(f"{what} was widened to {dtype}; its floats have {widest} bytes; cast its inputs to one dtype")
+        raise DtypeError(
+            f"{what} was widened to {dtype} from floats of {widest} bytes; an array of float64 or integers, or a NumPy "
+            "number such as np.sqrt(2), makes it so: convert it, by .astype or float"
+        )
 
 
 class Guard:
