@@ -202,11 +202,11 @@ def case_from_shape_line(op: Op, draw: Draw, choices: Choices, *, left_out: bool
     """A case whose shapes the shape line and `choices` decide; left_out: without the inputs that have a default."""
     needed = [name for name, default in op.static_defaults.items() if default is inspect.Parameter.empty]
     if op.constants or needed:
-        inputs = ", ".join(name if name in op.constants else "draw(3, 4)" for name in op.inputs)
+        form = ", ".join(name if name in op.constants else "draw(3, 4)" for name in op.inputs)
         static = ", ".join(f"{name!r}: {name}" for name in needed)
         raise NanogradError(
             f"op {op.name} has constants or static arguments without a default, so its inputs cannot be drawn from "
-            f"the shape line; declare samples=lambda draw: [(({inputs},), {{{static}}}), ...] with values of your own"
+            f"the shape line; declare samples=lambda draw: [(({form},), {{{static}}}), ...] with values of your own"
         )
     shapes = op.shape_line.draw(choices)
     names = op.inputs[: op.required] if left_out and not op.variadic else op.inputs
