@@ -76,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             try:
                 return _run(words)
+            except RuntimeError as error:
+                if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C in a `__set_name__`, before Python 3.12
+                    raise KeyboardInterrupt from None
+                raise
             finally:
                 running.clear()  # from here on Ctrl-C does nothing: the error of the first one is being shown
         except NanogradError as error:

@@ -150,6 +150,19 @@ def interrupted_at_any_moment(tmp_path: Path, words: list[str], seeds: range, lo
         assert "Traceback" not in err and "Exception" not in err, (seed, err)
 
 
+def test_ctrl_c_while_a_class_is_made_is_one_line_in_every_python(monkeypatch, capsys):
+    class Field:
+        def __set_name__(self, owner, name):
+            raise KeyboardInterrupt
+
+    def doctor() -> None:
+        type("Config", (), {"size": Field()})
+
+    monkeypatch.setattr("nanograd_llm.cli.doctor.doctor", doctor)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "nanograd-llm: stopped\n"
+
+
 def test_ctrl_c_while_the_command_starts_or_ends_leaves_no_traceback(tmp_path):
     interrupted_at_any_moment(tmp_path, ["doctor"], range(3), 0.3)
 
