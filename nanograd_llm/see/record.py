@@ -57,6 +57,11 @@ class Value:
     uses: list[Use] = field(default_factory=list)
     hooked: bool = False
 
+    def entry(self, index: tuple[int, ...]) -> str:
+        """What one entry is called, such as x[0,2] (the output of 1 tanh)."""
+        name = self.name or self.label
+        return name + at(index) + self.label.removeprefix(name)
+
     def __repr__(self) -> str:
         known = f"{self.label} {self.array.shape} {self.array.dtype}, norm {norm(self.array):.4g}"
         if self.grad is None:
@@ -134,7 +139,10 @@ class Call:
         """
         names = [self.input_name(i) for i in range(len(self.inputs))]
         values = [x.name if x else "" for x in self.inputs]
-        where = names if name in names or values.count(str(name)) != 1 else values
+        if name not in names and values.count(str(name)) > 1:
+            known = " and ".join(n for n, value in zip(names, values) if value == name)
+            raise GraphError(f"call {self.number} ({self.op.name}) takes {name!r} as {known}: give one of these")
+        where = names if name in names or name not in values else values
         place = name if isinstance(name, int) else where.index(name) if name in where else -1
         if not 0 <= place < len(names) or not self.needs[place]:
             known = "its inputs " + ", ".join(n for n, need in zip(names, self.needs) if need)
@@ -163,6 +171,8 @@ class Record:
     """A recorded pass: `calls` in the order of the forward, `leaves` by name, and the result.
 
     device: where it ran. The arrays are NumPy arrays in any case.
+    constants: arguments that look as if they should be leaves, and what to write for them.
+    cuts: the lines of code that made a number of a Tensor, which no gradient goes through.
     """
 
     title: str
@@ -170,6 +180,17 @@ class Record:
     leaves: dict[str, Value]
     result: Value
     device: str = "cpu"
+    constants: dict[str, str] = field(default_factory=dict)
+    cuts: list[str] = field(default_factory=list)
+
+    @property
+    def heading(self) -> str:
+        """How much was recorded, and what has no gradient although it may be meant to have one."""
+        leaves = counted(len(self.leaves), "leaf", "leaves")
+        constants = f"; constants: {', '.join(self.constants)}" if self.constants else ""
+        cut = "makes a number of a Tensor, by float, item or math; no gradient goes through it"
+        notes = "".join(f"\nnote: {line} {cut}" for line in self.cuts)
+        return f"{self.title}: {counted(len(self.calls), 'op call')}, {leaves}{constants}{notes}"
 
     @property
     def grads(self) -> dict[str, np.ndarray]:
@@ -224,6 +245,8 @@ class Record:
             return GraphError(f"{name!r} is the name of several values: give the number of a call, one of {numbers}")
         if calls := [c for c in self.calls if c.op.name == name]:
             return GraphError(f"{name!r} is an op: give the number of a call of it, one of {_numbers(calls)}")
+        if name in self.constants:
+            return GraphError(f"{name!r} has no gradient: {self.constants[name]}")
         known = [*self.leaves, *(c.output.name for c in self.calls), *(c.module for c in self.calls)]
         names = [*dict.fromkeys(filter(None, known))]
         near = nearest(str(name), names)
@@ -234,6 +257,11 @@ class Record:
 
 def _numbers(calls: Iterable[Call]) -> str:
     return ", ".join(str(call.number) for call in calls)
+
+
+def at(index: tuple[int, ...]) -> str:
+    """An index as it is typed, such as [0,3]; nothing for a whole array."""
+    return f"[{','.join(map(str, index))}]" if index else ""
 
 
 def norm(a: np.ndarray) -> float:
@@ -291,9 +319,10 @@ def recorded(
         y = f(*given, **named)
         if not isinstance(y, Tensor) or not y.requires_grad:
             came = f"a {type(y).__name__}" if not isinstance(y, Tensor) else "a Tensor that needs no gradient"
+            hint = next((f"; {remedy}" for remedy in recorder.constants.values()), "")
             raise GraphError(
                 f"{label(f)} returned {came}; trace needs a Tensor computed from floats, float arrays or Tensors that "
-                f"require a gradient{_hint(args, named)}"
+                f"require a gradient{hint}"
             )
         if cotangent is None and y.shape != ():
             raise ShapeError(f"{label(f)} returned shape {y.shape}; give trace(..., cotangent=an array of that shape)")
@@ -306,15 +335,14 @@ def recorded(
         return record
 
 
-def _hint(args: Iterable[Any], named: Mapping[str, Any]) -> str:
-    """What to write for an argument that looks as if it should be a leaf."""
-    for name, x in [*(("", x) for x in args), *named.items()]:
-        if type(x) is int:
-            return f"; an integer is a constant: write {float(x)} for {x}"
-        if isinstance(x, float):
-            return f"; a float given by name is a constant: write {x} for {name}={x}, at its place"
-        if isinstance(x, (list, tuple)) and any(isinstance(part, float) for part in x):
-            return f"; a {type(x).__name__} is a constant: write np.array({list(x)!r:.40})"
+def _instead(name: str, x: Any) -> str:
+    """What to write for an argument that looks as if it should be a leaf; "" for any other."""
+    if type(x) is int:
+        return f"an integer is a constant: write {float(x)} for {x}"
+    if isinstance(x, float):
+        return f"a float given by name is a constant: write {x} for {name}={x}, at its place"
+    if isinstance(x, (list, tuple)) and any(isinstance(part, float) for part in x):
+        return f"a {type(x).__name__} is a constant: write np.array({list(x)!r:.40})"
     return ""
 
 
@@ -357,6 +385,8 @@ class _Recorder:
         self.names: dict[int, tuple[Any, str, bool]] = {}  # id of a node or leaf -> it, its name, by the user's code?
         self.leaves: dict[Tensor, Value] = {}
         self.arguments = [id(x) for x in arguments.values() if isinstance(x, Tensor)]
+        self.constants = {name: text for name, x in arguments.items() if (text := _instead(name, x))}
+        self.cuts: dict[str, None] = {}
         self.find_names(arguments)
 
     def find_names(self, arguments: Mapping[str, Any]) -> None:
@@ -388,6 +418,9 @@ class _Recorder:
         def note_return(frame: Any, event: str, _: Any) -> None:
             if event == "return" and not frame.f_code.co_filename.startswith(self.hidden):
                 self.read_locals(frame)
+            elif event == "call" and frame.f_code is Tensor.item.__code__ and frame.f_locals["self"].requires_grad:
+                caller = self._outside(frame)
+                self.cuts[f"{short_path(caller.f_code.co_filename)}:{caller.f_lineno}"] = None
 
         with watched(self.note):
             if sys.getprofile() is not None:  # leave a profiler that runs alone: last values stay without names
@@ -400,9 +433,7 @@ class _Recorder:
                 sys.setprofile(None)
 
     def note(self, node: Node, y: Any, arrays: Any, static: Any, place: str) -> None:
-        frame: Any = sys._getframe(1)
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(self.hidden):
-            frame = frame.f_back
+        frame = self._outside(sys._getframe(1))
         self.read_locals(frame)  # before an assignment gives a name to another value
         inputs = [self.value(source, array) for source, array in zip(node.sources, arrays)]
         needs = tuple([source is not None for source in node.sources])
@@ -411,6 +442,12 @@ class _Recorder:
         output = Value(np.empty(0))  # its array is known when a call uses it, or in the end
         call = Call(len(self.calls), node.op, inputs, held, needs, output, *where)
         output.made_by = self.calls[node] = call
+
+    def _outside(self, frame: Any) -> Any:
+        """The nearest frame that is not of the engine."""
+        while frame.f_back is not None and frame.f_code.co_filename.startswith(self.hidden):
+            frame = frame.f_back
+        return frame
 
     def value(self, source: Any, array: Any) -> Value | None:
         """What stands for an input of a call: the output of an earlier call, a leaf, or a constant."""
@@ -462,12 +499,14 @@ class _Recorder:
         self.walk_back(nodes, root, seed)
         for value in with_hooks:
             value.hooked = bool(value.uses) and value.grad is not None and not _same(added(value.uses), value.grad)
-        return kind(self.title, calls, self.named_leaves(below), self.calls[root].output)
+        leaves, output = self.named_leaves(below), self.calls[root].output
+        return kind(self.title, calls, leaves, output, constants=self.constants, cuts=[*self.cuts])
 
     def name_outputs(self, nodes: list[Node]) -> None:
         """Number the calls, and name their outputs by local variables; those of the package where there is one only."""
         named = {id(node): self.names[id(node)] for node in nodes if id(node) in self.names}
-        counts = Counter(name for _, name, _ in named.values())
+        leaves = [self.names[id(leaf)] for leaf in self.leaves if id(leaf) in self.names]
+        counts = Counter(name for _, name, _ in [*named.values(), *leaves])
         last: dict[str, Node] = {}  # of each module the last call in it or in its parts, whose output is the module's
         for node in nodes:
             parts = self.calls[node].module.split(".")
@@ -479,7 +518,7 @@ class _Recorder:
             call.output.label = call.module if is_of_module else f"the output of {number} {call.op.name}"
             if is_user or counts[name] == 1:  # those of the package are often called x and y
                 call.output.name = name
-                call.output.label = name if counts[name] == 1 else f"{name}, {call.output.label}"
+                call.output.label = name if counts[name] == 1 else f"{name} ({call.output.label})"
 
     def walk_back(self, nodes: list[Node], root: Any, seed: np.ndarray) -> None:
         """Fill in the cotangents, what each rule sent, and the gradients by use."""
@@ -508,6 +547,8 @@ class _Recorder:
             if id(leaf) in reached:
                 name = self.names.get(id(leaf), (None, f"leaf {len(leaves)}"))[1]
                 value.name = value.label = name if name not in leaves else f"{name} ({len(leaves)})"
+                if any(call.output.name == name for call in self.calls.values()):
+                    value.label = f"{name} (a leaf)"
                 leaves[value.name] = value
         return leaves
 

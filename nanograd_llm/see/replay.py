@@ -21,7 +21,7 @@ from nanograd_llm.errors import GraphError, IndexRangeError
 from nanograd_llm.gradcheck.check.derivatives import Derivative, Line, derivative, differences
 from nanograd_llm.gradcheck.check.kinks import bends
 from nanograd_llm.gradcheck.check.rounding import EPS
-from nanograd_llm.see.record import Call, Record, Value, recorded
+from nanograd_llm.see.record import Call, Record, Value, at, recorded
 from nanograd_llm.settings import counted, told_apart
 
 Index = tuple[int, ...]
@@ -175,7 +175,7 @@ def nudge(record: Record, value: Value, index: Index, replay: Replay | None = No
         moves = _difference(line, STEP * max(1.0, own)) if quick else differences(line, enough=1e-7)
         change = float(moves.value) / size if np.isfinite(line(0.0)) else math.nan
         numbers = float(value.array[index]), change, float(value.grad[index])
-        found = Nudge(value.label + at(index), *numbers, rounding + float(moves.error) / size, len(value.uses))
+        found = Nudge(value.entry(index), *numbers, rounding + float(moves.error) / size, len(value.uses))
         if found.agreement.startswith(AGREE):
             return found
     return nudge(record, value, index, replay) if quick else replace(found, gap=float(_half_gap(line)) / size)
@@ -249,10 +249,6 @@ BAR = "\N{COMBINING MACRON}"
 def bar(name: str) -> str:
     """The name of an adjoint: a bar over the first letter."""
     return f"{name[0]}{BAR}{name[1:]}"
-
-
-def at(index: Index) -> str:
-    return f"[{','.join(map(str, index))}]" if index else ""
 
 
 def terms(call: Call, name: str | int, index: Index, *, quick: bool = False, around: Around | None = None) -> Terms:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from nanograd_llm.errors import GraphError, NanogradError
-from nanograd_llm.see.record import Call, Record, Value, norm
-from nanograd_llm.see.replay import BAR, at, bar, composition, nudge, require_index, terms, wrong_rules
+from nanograd_llm.see.record import Call, Record, Value, at, norm
+from nanograd_llm.see.replay import BAR, bar, composition, nudge, require_index, terms, wrong_rules
 from nanograd_llm.see.source import source_lines
 from nanograd_llm.settings import counted, listed, wrapped
 
@@ -59,7 +59,7 @@ class Stepper:
 
     def run(self, lines: Iterable[str], write: Callable[[str], Any], echo: bool) -> None:
         """Obey these lines until q. echo: write the prompt and the line as well, since it comes from no keyboard."""
-        write(f"{self.trace.title}: {counted(len(self.trace.calls), 'op call')}; h for help\n{self.shown()}\n")
+        write(f"{self.trace.heading}\nh for help\n{self.shown()}\n")
         last = ""
         lines = iter(lines)
         while True:
@@ -149,11 +149,11 @@ class Stepper:
         value, index, _, name = self._found(rest)
         if not isinstance(value, Value) or not value.uses or value.grad is None:
             raise GraphError(f"no call sends a gradient to {name}")
-        shown, total = (lambda a: f"|{norm(a):.4g}|"), ""
+        shown, total = _size, ""
         if index:
             index = require_index(value.array, index, name)
             shown, total = (lambda a: f"{a[index]:.6g}"), f"{value.grad[index]:.6g}, "
-        first = f"the gradient of {value.label}{at(index or ())} is {total}the sum of {counted(len(value.uses), 'use')}"
+        first = f"the gradient of {value.entry(index or ())} is {total}the sum of {counted(len(value.uses), 'use')}"
         return "\n".join([first, *(f"  {shown(use.gradient)} from {use}" for use in value.uses)])
 
     def checked(self, _: str) -> str:
@@ -196,18 +196,21 @@ class Stepper:
         here = {**call.kept, **here}
         if name in here:
             return here[name], index, False, name
-        whole = name.removesuffix(".grad")
-        if whole != name and not self.trace.named(name):
-            return here[whole] if isinstance(here.get(whole), Value) else self._value(whole), index, True, name
+        whole, is_known = name, lambda name: self.trace.named(name) or self.trace.inside(name)
+        if not is_known(name):
+            whole = name.removesuffix(".grad")
+            whole = name[1:] if name.startswith("d") and is_known(name[1:]) else whole
+        if isinstance(here.get(whole), Value):
+            return here[whole], index, True, name
+        named = {id(x): place for place, x in reversed(here.items()) if isinstance(x, Value) and x.name == whole}
+        if len(named) > 1:  # as in x = f(x)
+            raise GraphError(f"{whole!r} names {' and '.join(reversed(named.values()))} here: give one of these")
+        ref: Any = int(whole) if whole.isdigit() else whole
         try:
-            return self._value(name), index, False, name
+            value = here[next(iter(named.values()))] if named else self.trace.value(ref)
         except NanogradError as error:
-            if name.startswith("d") and (self.trace.named(name[1:]) or self.trace.inside(name[1:])):
-                return self.trace.value(name[1:]), index, True, name
             raise GraphError(f"{error}; here are {', '.join(here)}") from None
-
-    def _value(self, name: str) -> Value:
-        return self.trace.value(int(name) if name.isdigit() else name)
+        return value, index, whole != name, name
 
     def shown(self) -> str:
         """The call where we are, with its numbers."""
@@ -247,7 +250,7 @@ class Stepper:
         origin = "" if not uses else f"from {uses[0]}" if len(uses) == 1 else f"the sum of {counted(len(uses), 'use')}"
         yield from _line(bar("y"), call.cotangent, origin or "where backward begins")
         for use in uses if len(uses) > 1 else ():
-            yield f"      |{norm(use.gradient):.4g}| from {use}"
+            yield f"      {_size(use.gradient)} from {use}"
         for i, (x, sent) in enumerate(zip(call.inputs, call.sent)):
             if sent is not None and x is not None:
                 yield from _line(bar(call.input_name(i)), sent, f"to {x.label}")
@@ -298,6 +301,11 @@ def _line(name: str, a: np.ndarray, more: str) -> Iterator[str]:
     """An array's line: in full where it is short, else its norm."""
     numbers = f"|{norm(a):.4g}|" if a.size > _FEW else _array(a).replace("\n", "")
     yield f"   {name:<4} {a.shape!s:<12} {a.dtype} {numbers}" + (f"  {more}" if more else "")
+
+
+def _size(a: np.ndarray) -> str:
+    """A number as it is, an array by its norm."""
+    return f"{a.item():.4g}" if a.size == 1 else f"|{norm(a):.4g}|"
 
 
 def _array(a: np.ndarray) -> str:

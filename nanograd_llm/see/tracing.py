@@ -13,7 +13,6 @@ from nanograd_llm.autograd.checked import read_only
 from nanograd_llm.errors import GraphError
 from nanograd_llm.see import replay
 from nanograd_llm.see.record import Call, Record, Use, Value, norm, recorded
-from nanograd_llm.settings import counted
 
 
 def trace(f: Callable[..., Any], *args: Any, cotangent: Any = None, **named: Any) -> Trace:
@@ -49,13 +48,12 @@ class Trace(Record):
     `print(trace)` shows a table of the op calls: the module that called, the output's shape, the norms |y| of its value
     and |ȳ| of its cotangent, how many uses the output has, and where the rule is written.
 
-    trace[12]: a Call.  trace["wte"]: a Value, by the name of a leaf or local variable.  trace["blocks.0.mlp"]: the
-    calls of a module.  trace.grads: the gradient of each leaf by name.
+    trace[12]: a Call.  trace["wte"]: a Value, by the name of a leaf, or else of a local variable.
+    trace["blocks.0.mlp"]: the calls of a module.  trace.grads: the gradient of each leaf by name.
     """
 
     def __repr__(self) -> str:
-        leaves = counted(len(self.leaves), "leaf", "leaves")
-        return f"{self.title}: {counted(len(self.calls), 'op call')}, {leaves}\n{table(self.calls)}"
+        return f"{self.heading}\n{table(self.calls)}"
 
     def __len__(self) -> int:
         return len(self.calls)

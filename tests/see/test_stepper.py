@@ -20,6 +20,7 @@ from passes import small_gpt
 
 import nanograd_llm as ng
 from nanograd_llm.autograd.tensor import registry
+from nanograd_llm.errors import GraphError
 from nanograd_llm.see.stepper import HELP, Stepper
 
 FOLDER = Path(__file__).parent / "transcripts"
@@ -144,6 +145,28 @@ def test_a_value_without_a_name_goes_by_the_number_of_its_call() -> None:
     assert stepper.obey("p 0.grad").split()[-1] == stepper.obey("p dy").split()[-1] == "0.42"
 
 
+def test_a_name_in_a_command_means_the_value_of_this_call_that_is_shown_under_it() -> None:
+    def f(x):
+        x = ng.ops.tanh(x * 2)
+        x = x * x
+        return x.sum()
+
+    trace = ng.trace(f, np.array([0.1, 0.2]))
+    at = [Stepper(trace, number) for number in range(4)]  # of 1, tanh, the input is called x
+    assert [at[n].obey("p x[1]").split(" = ")[1][:5] for n in (0, 1, 3)] == ["0.2", "0.4", "0.144"]
+    with pytest.raises(GraphError, match="^'x' names a and y here: give one of these$"):
+        at[2].obey("p x.grad")
+    with pytest.raises(GraphError, match="takes 'x' as a and b: give one of these"):
+        at[2].obey("t x[0]")
+    assert at[2].obey("m a[0]").startswith("x[0] (the output of 1 tanh) is 0.197")
+    assert trace.value("x").label == "x (a leaf)"
+
+
+def test_each_use_of_a_number_is_shown_with_its_sign() -> None:
+    stepper = Stepper(ng.trace(lambda v: (v * 2 - v * 3) * v, 2.0))
+    assert sorted(line.split()[0] for line in stepper.obey("u v").splitlines()[1:]) == ["-2", "-6", "4"]
+
+
 def test_the_text_stands_beside_its_ids() -> None:
     stepper = Stepper(gpt(), tokens=[["the", "cat", "sat", "on", "the"], ["no"]])
     assert "[[4 0 3 2 4]]  text the cat sat on the\n" in stepper.shown()
@@ -184,7 +207,7 @@ def test_a_trace_is_stepped_through_by_standard_input(monkeypatch, capsys) -> No
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\nf\n"))
     scalar().step(1)
     out = capsys.readouterr().out
-    assert out.startswith("expression: 3 op calls; h for help\n-> forward 1 add\n")
+    assert out.startswith("expression: 3 op calls, 3 leaves\nh for help\n-> forward 1 add\n")
     assert "(step) n\n-> forward 2 tanh\n" in out and "(step) f\n<- backward 2 tanh\n" in out
     assert out.endswith("(step) \n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cProfile
+import math
 import re
 import sys
 
@@ -144,7 +145,7 @@ def test_a_call_is_found_by_the_name_of_the_value_that_it_made() -> None:
 def test_an_input_of_a_call_is_found_by_the_name_of_the_value_that_it_was_given() -> None:
     trace = ng.trace(lambda left, right: left * right + left * left, 2.0, 3.0)
     assert str(trace.terms(0, "left")) == str(trace.terms(0, "a"))
-    with pytest.raises(GraphError, match="sends no gradient to 'left', only to its inputs a, b"):
+    with pytest.raises(GraphError, match="takes 'left' as a and b: give one of these"):
         trace.terms(1, "left")
 
 
@@ -171,7 +172,19 @@ def test_the_output_of_a_module_is_that_of_its_last_part() -> None:
 
 def test_a_trace_of_one_call_and_one_leaf_is_counted_right_and_an_integer_is_no_leaf() -> None:
     trace = ng.trace(lambda x, n: x * n, 2.0, 3)
-    assert repr(trace).startswith("<lambda>: 1 op call, 1 leaf\n") and trace.grads == {"x": 3.0}
+    assert repr(trace).startswith("<lambda>: 1 op call, 1 leaf; constants: n\n") and trace.grads == {"x": 3.0}
+    with pytest.raises(GraphError, match="^'n' has no gradient: an integer is a constant: write 3.0 for 3$"):
+        trace.nudge("n")
+
+
+def test_where_a_function_makes_a_number_of_a_tensor_is_noted() -> None:
+    def f(a):
+        b = a * math.exp(a)
+        return b * float(ng.Tensor(2.0))  # no gradient would go there
+
+    line = f.__code__.co_firstlineno + 1
+    note = "makes a number of a Tensor, by float, item or math; no gradient goes through it"
+    assert ng.trace(f, 2.0).heading == f"f: 2 op calls, 1 leaf\nnote: test_trace.py:{line} {note}"
 
 
 def test_a_name_that_a_loop_gives_to_several_values_is_refused_with_their_numbers() -> None:
