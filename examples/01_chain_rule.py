@@ -149,7 +149,7 @@ def exercise_1_backward(dy, a, b, c):
 
 
 print()
-attempt(exercise_1, 2.0, -3.0, 0.5)
+attempt(exercise_1, 1.5, -3.0, 0.5)
 
 # %% Solution 1
 # Try the exercise before you read this.

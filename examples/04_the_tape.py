@@ -6,6 +6,7 @@ its beginning. At each entry, a rule turns the gradient of the result into the g
 
 # N rows of a batch, D inputs, H hidden units
 
+import math
 import weakref
 
 import numpy as np
@@ -191,6 +192,12 @@ with ng.no_grad():
     y = ops.tanh(x).sum()
 print("under no_grad the result requires a gradient:", y.requires_grad)
 assert x.requires_grad and not y.requires_grad
+
+# A number of Python has no tape either: not `float(x)`, not `x.item()`, and not what the functions of `math` return. No
+# gradient goes through it. So use `ops.exp(a)`, not `math.exp(a)`.
+a = ng.Tensor(2.0, requires_grad=True)
+assert ng.grad(a * math.exp(a), a) == math.exp(2.0)  # wrong: here the engine takes e² for a constant
+assert np.isclose(ng.grad(a * ops.exp(a), a), 3 * math.exp(2))  # (1 + a)*exp a
 assert not ops.tanh(ng.Tensor(x.data)).requires_grad  # the input does not require one
 
 # %% Is our small tape right?

@@ -179,7 +179,8 @@ class Op:
             )
         if (named := list(line.inputs)) != self.inputs:
             rest = self.inputs[len(named) :] if self.inputs[: len(named)] == named else []
-            remedy = f"; write * before {rest[0]} if it is a static argument" if rest else ""
+            form = f"def {self.name}({', '.join([*named, '*', *rest])})"
+            remedy = f"; if {rest[0]} is a static argument, write {form}" if rest else ""
             raise ShapeError(f"op {self.name}: the shape line names {named}, the function {self.inputs}{remedy}")
         for token in line.unbound() - set(self.static_defaults):
             raise ShapeError(

@@ -240,8 +240,8 @@ class Report(Checked):
         how = [f"slopes of the function from its values alone, {'; '.join(parts)}"] if methods else []
         if any(f.verdict == "wrong" for f in self.findings):
             how.append(
-                "off by: the difference between gradient and slopes, divided by the size of all the numbers compared "
-                "together; for one entry, see its ratio"
+                "off by: |gradient - slope| ÷ (|gradient| + |slope|), over all the numbers that are compared together; "
+                "for one entry, see its ratio"
             )
         return "\n".join([*lines, *(f"  note: {note}" for note in [*self.notes, *how])])
 

@@ -28,8 +28,9 @@ _GRADIENTS = {"grad", "grads", "gradient", "gradients", "dparams", "weight_grads
 class Layer(Foreign):
     """An object with `forward(*inputs)` and `backward(cotangent)`, and its parameters, which are checked too.
 
-    Every call is made on a fresh copy of the layer, whose stored gradients are zero: the layer itself stays as it is.
-    `backward` may also return the gradients of the parameters, behind those of the inputs and in their order.
+    Or `forward` returns (result, cache), and the other is `backward(cotangent, cache)`. Every call is made on a fresh
+    copy of the layer, whose stored gradients are zero: the layer itself stays as it is. `backward` may also return the
+    gradients of the parameters, behind those of the inputs and in their order.
     """
 
     shares = "this call was of a copy, with which it shares what forward stored, as in its class; store it in self"
@@ -81,18 +82,15 @@ class Layer(Foreign):
             )
 
     def call(self, parameters: dict[str, Any], *inputs: Any) -> Any:
-        return self._with(parameters).forward(*inputs)
+        return _called(self._with(parameters), inputs)[0]
 
     def pull(self, dy: np.ndarray, arrays: Arrays) -> list[np.ndarray]:
         def both(parameters: dict[str, Any], *inputs: Any) -> Any:
             layer = self._with(parameters)
-            cotangent = self.cotangent(dy, layer.forward(*inputs))
+            result, backward = _called(layer, inputs)
+            cotangent = self.cotangent(dy, result)
             self.between()
-            if _takes_nothing(layer.backward):
-                returned = _scaled(layer.backward(), cotangent, self.who)
-            else:
-                returned = self.ruled(layer.backward, cotangent)
-            return layer, returned
+            return layer, self.ruled(backward, cotangent)
 
         return self.gradients(self.applied(both, arrays, who=self.who), arrays)
 
@@ -120,12 +118,12 @@ class Layer(Foreign):
         layer = copy.deepcopy(self.layer)
         before = dict(arrays_of(layer))
         try:
-            result = layer.forward(*copy.deepcopy(inputs))
+            result, backward = _called(layer, copy.deepcopy(inputs))
             if result is None:
                 raise NanogradError(f"{type(layer).__name__}.forward returned None; return the output")
             used = {path: a for path, a in before.items() if get_at(layer, path) is a}  # others are what forward stores
             ones = rebuilt(result, iter([np.ones_like(leaf) for _, leaf in leaves(result)]))
-            returned = layer.backward() if _takes_nothing(layer.backward) else layer.backward(ones)
+            returned = backward(ones)
         except NanogradError:
             raise
         except Exception as error:
@@ -157,7 +155,7 @@ class Layer(Foreign):
         layers = [copy.deepcopy(self.layer) for _ in range(2)]
         a = get_at(layers[1], path)
         set_at(layers[1], path, 1.125 * a + 0.125 * np.abs(a).max(initial=0) + (not a.any()))
-        results = [[np.asarray(y) for _, y in leaves(layer.forward(*copy.deepcopy(inputs)))] for layer in layers]
+        results = [[np.asarray(y) for _, y in leaves(_called(layer, copy.deepcopy(inputs))[0])] for layer in layers]
         return not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*results))
 
     def _with(self, parameters: dict[str, Any]) -> Any:
@@ -199,16 +197,22 @@ def is_layer(f: Any) -> bool:
     return not isinstance(f, type) and callable(getattr(f, "forward", None)) and callable(getattr(f, "backward", None))
 
 
-def _takes_nothing(backward: Any) -> bool:
-    """As the backward of a loss, whose cotangent is one."""
-    return not inspect.signature(backward).parameters
+def _called(layer: Any, inputs: Sequence[Any]) -> tuple[Any, Callable[[Any], Any]]:
+    """What the layer's forward computes of these inputs, and its backward as a function of the cotangent alone."""
+    result, takes = layer.forward(*inputs), inspect.signature(layer.backward).parameters.values()
+    needed = sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in takes)
+    if needed == 2 and isinstance(result, (tuple, list)) and len(result) == 2:
+        return result[0], lambda cotangent: layer.backward(cotangent, result[1])
 
+    def without(cotangent: Any) -> Any:  # as the backward of a loss, whose cotangent is one
+        if np.ndim(cotangent) != 0:
+            who, shape = f"{type(layer).__name__}.backward", np.shape(cotangent)
+            raise NanogradError(f"{who} takes no cotangent, but the result has shape {shape}; give it one")
+        returned = layer.backward()
+        many = isinstance(returned, (tuple, list))
+        return [cotangent * g for g in returned] if many else cotangent * np.asarray(returned)
 
-def _scaled(returned: Any, cotangent: Any, who: str) -> Any:
-    if np.ndim(cotangent) != 0:
-        raise NanogradError(f"{who} takes no cotangent, but the result has shape {np.shape(cotangent)}; give it one")
-    many = isinstance(returned, (tuple, list))
-    return [cotangent * g for g in returned] if many else cotangent * np.asarray(returned)
+    return result, layer.backward if takes else without
 
 
 def _parts(value: Any) -> list[tuple[str | int, Any]]:

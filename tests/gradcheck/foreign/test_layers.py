@@ -159,6 +159,24 @@ def test_a_layer_may_be_handed_over_as_its_two_methods() -> None:
     assert report.passed and len(report.findings) == 3
 
 
+def test_a_layer_may_return_its_cache_and_take_it_back() -> None:
+    class Affine:
+        def __init__(self, factor: float) -> None:
+            self.W, self.b, self.factor = R.normal(size=(3, 2)), R.normal(size=2), factor
+
+        def forward(self, x):
+            return x @ self.W + self.b, x
+
+        def backward(self, dout, cache):
+            return dout @ self.W.T, self.factor * cache.T @ dout, dout.sum(axis=0)
+
+    x = R.normal(size=(4, 3))
+    right, wrong = Affine(1.0), Affine(1.001)
+    for report in (check_gradient(right, x), check_gradient(right.forward, x, backward=right.backward)):
+        assert [(f.name, f.verdict) for f in report.findings] == [("W", "right"), ("b", "right"), ("x", "right")]
+    assert [f.name for f in check_gradient(wrong, x).findings if f.verdict == "wrong"] == ["W"]
+
+
 def test_the_layer_stays_as_it_is() -> None:
     layer = Accumulating()
     before = {name: np.copy(value) for name, value in vars(layer).items() if value is not None}
