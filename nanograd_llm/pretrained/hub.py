@@ -80,7 +80,9 @@ def _fetched(repository: str, name: str) -> Path:
 
 def _advice(repository: str, name: str, reason: str) -> str:
     size = f" ({KNOWN[name][1] / 1e6:,.0f} MB)" if name in KNOWN else ""
+    # any other name has a slash in it, and is more often a path that was mistyped, or is of another directory
+    absent = "not" if name in KNOWN else "no such path here; check it, or change directory; and no model"
     return (
-        f"{name}: no such path, and not in the cache {cache_folder()}; {reason}, or give a folder with the files "
-        f"of https://huggingface.co/{repository}{size}"
+        f"{name}: {absent} in the cache {cache_folder()}; {reason}, or give a folder with the files of "
+        f"https://huggingface.co/{repository}{size}"
     )

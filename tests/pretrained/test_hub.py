@@ -144,6 +144,18 @@ def test_a_failed_download_is_one_error_with_the_reason(cache: Path, monkeypatch
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["runs/nano-1", "someone/model"])
+def test_a_name_that_may_be_a_path_is_first_said_not_to_be_there(
+    name: str, cache: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError) as caught:
+        ng.open_model(name)
+    here = f"{name}: no such path here; check it, or change directory; and no model in the cache {cache}; "
+    assert str(caught.value).startswith(f"{here}pip install huggingface_hub")
+    assert str(caught.value).endswith(f"https://huggingface.co/{name}")
+
+
 def test_a_missing_path_in_an_existing_folder_is_not_downloaded(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
