@@ -150,17 +150,24 @@ def written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
     _sync_folders(folder, [folder, folder.parent, *(path.parent for path in above)])
 
 
+def found_at(path: str | os.PathLike[str]) -> os.stat_result:
+    """What is at `path`. Raises StorageError where nothing is: to be said before what kind of file is expected."""
+    with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
+        try:
+            return os.stat(path)
+        except FileNotFoundError:
+            remedy = "standard input is not read here; give a file" if os.fspath(path) == "-" else "check the path"
+            raise StorageError(f"{path}: no such file; {remedy}") from None
+
+
 @contextlib.contextmanager
 def regular_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """The file at `path`, open for reading.
 
     Raises StorageError if it is missing, unreadable, or a folder, pipe or device.
     """
-    from pathlib import Path
-
+    _require_regular(path, found_at(path))  # before opening: to open a device can have effects
     with storage_errors(f"{path}: cannot read", "check the path and its permissions"):
-        if _permissions(Path(path)) is None:  # checked before opening: to open a device can have effects
-            raise StorageError(f"{path}: no such file; check the path")
         with open(path, "rb", opener=_open_without_waiting) as file:
             _require_regular(path, os.fstat(file.fileno()))  # the file may have been replaced in between
             yield file

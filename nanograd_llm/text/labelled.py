@@ -12,13 +12,14 @@ import ast
 import io
 import json
 import os
+import stat
 import sysconfig
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nanograd_llm.errors import BadFileError, StorageError
-from nanograd_llm.files.atomic import storage_errors, write_atomically
+from nanograd_llm.files.atomic import found_at, storage_errors, write_atomically
 from nanograd_llm.files.csv import csv_rows
 from nanograd_llm.files.json import json_lines, read_json_file
 from nanograd_llm.settings import counted, listed, nearest, shown
@@ -69,7 +70,7 @@ def read_labelled(path: str | os.PathLike[str], text: str = "text", label: str =
     header, an empty text or label; otherwise as `read_text` does.
     """
     kind, remedy = Path(path).suffix.lower(), remedy or f"rename its columns to {text} and {label}"
-    if os.path.isdir(path):
+    if stat.S_ISDIR(found_at(path).st_mode):
         rows = _of_folder(Path(path))
     elif kind == ".jsonl":
         rows = _of_objects(path, text, label, remedy)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nanograd_llm.errors import BadFileError
-from nanograd_llm.files.atomic import read_bytes
+from nanograd_llm.files.atomic import found_at, read_bytes
 from nanograd_llm.settings import shown
 from nanograd_llm.text.corpora import read_text
 
@@ -34,6 +34,7 @@ def read_pairs(path: PathLike, target: PathLike | None = None) -> Pairs:
     Raises BadFileError, with the line, for a pair with an empty side, and for files of different length; otherwise as
     `read_text` does.
     """
+    found_at(path)
     kind = Path(path).suffix.lower()
     if target is not None:
         sources, targets = map(_lines, (path, target))

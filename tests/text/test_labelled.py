@@ -6,11 +6,14 @@ import csv
 import re
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nanograd_llm.errors import BadFileError, NanogradError, StorageError
+from nanograd_llm.text.examples import read_examples
 from nanograd_llm.text.labelled import MODULES, builtin_docstrings, load_labels, read_labelled, save_labels
+from nanograd_llm.text.pairs import read_pairs
 
 TEXTS = [("a good film", "good"), ("dull, and long", "bad"), ("two\nlines", "good"), ('the "best"', "bad")]
 
@@ -126,8 +129,19 @@ def test_folders_without_texts_and_files_in_them_that_are_no_text_are_refused(tm
     write(tmp_path / "a", "1.txt", b"caf\xe9")
     with pytest.raises(BadFileError, match=r"1.txt is not UTF-8"):
         read_labelled(tmp_path)
-    with pytest.raises(StorageError, match="no such file"):
-        read_labelled(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("a.csv", "check the path"), ("tickets", "check the path"), ("-", "standard input is not read here; give a file")],
+)
+@pytest.mark.parametrize("read", [read_labelled, read_pairs, read_examples])
+def test_a_name_of_any_form_is_first_said_not_to_be_there(
+    name: str, remedy: str, read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match=f"^{name}: no such file; {remedy}$"):
+        read(name)
 
 
 def test_the_built_in_texts_are_docstrings_of_twelve_modules_each_once() -> None:
