@@ -68,7 +68,7 @@ def show(run: Run, events: Iterator[Event]) -> int:
         print(f"stopped early: the last {scores} not better")
     if run.config.keep is not None and run.best in (saved := run.folder.checkpoints()):
         print(row("best", str(saved[run.best])))
-    if run.stopped_by is None:
+    if run.stopped_by is None and not run.is_test:
         rises = run.overfitting()  # to train longer is no advice for a model that learns its data by heart
         for closing in filter(None, ("; ".join(filter(None, (remark, "" if rises else advice))), rises)):
             print(folded(closing))

@@ -312,13 +312,18 @@ class Run:
         after = [step for step in self.losses if step > (self.best or 0)]
         return self.config.patience is not None and len(after) >= self.config.patience
 
+    @property
+    def is_test(self) -> bool:
+        """Is it a test, on one batch or of learning rates? What is held out then says nothing about the model."""
+        return self.config.same_batch or self.trainer.config.schedule == "range"
+
     def overfitting(self) -> str:
         """Where the loss on held-out data ends clearly above its lowest, what that means and what helps; "" elsewhere.
 
-        The losses are on the same rows. A range test ends so whatever the model has learned.
+        The losses are on the same rows. A test ends so whatever the model has learned.
         """
         best, last = self.best, max(self.losses, default=0)
-        if best is None or not math.isfinite(self.losses[last]) or self.trainer.config.schedule == "range":
+        if best is None or not math.isfinite(self.losses[last]) or self.is_test:
             return ""
         if not self.losses[last] - self.losses[best] > (RISEN - 1) * abs(self.losses[best]) + 1e-3:
             return ""

@@ -45,7 +45,7 @@ def test_the_remark_on_a_score_gives_its_figure_as_the_score_does(capsys: pytest
     score = Score("accuracy", 26.96, {}, percent=["accuracy"], remark="no better than majority (27.0 %)")
     training = SimpleNamespace(batch_size=1)
     task = SimpleNamespace(describe=dict, training=training, model=SimpleNamespace(loss_items="texts"))
-    ends = {"stopped_by": None, "suggested_rate": lambda: None, "is_stuck": False, "overfitting": str}
+    ends = {"stopped_by": None, "suggested_rate": lambda: None, "is_stuck": False, "overfitting": str, "is_test": False}
     ends["config"] = SimpleNamespace(keep=None)
     run = SimpleNamespace(task=task, adapters=None, trainer=SimpleNamespace(workers=1), **ends)
     scores = [Scored(1, score), Scored(2, score)]
@@ -56,19 +56,26 @@ def test_the_remark_on_a_score_gives_its_figure_as_the_score_does(capsys: pytest
     assert "eval" not in out
 
 
-@pytest.mark.parametrize("rises", ["", "it rises"])
-def test_only_the_advice_to_train_longer_is_left_out_where_the_loss_rises(
-    rises: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("rises", "is_test", "end"),
+    [
+        ("", False, ": low; train longer\n"),
+        ("it rises", False, ": low\nit rises\n"),
+        ("", True, ", in the last score\n"),
+    ],
+)
+def test_the_advice_to_train_longer_is_left_out_where_the_loss_rises_and_after_a_test_with_what_the_score_means(
+    rises: str, is_test: bool, end: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = SimpleNamespace(
         describe=dict, training=SimpleNamespace(batch_size=1), model=SimpleNamespace(loss_items="texts")
     )
     ends = {"stopped_by": None, "suggested_rate": lambda: None, "is_stuck": False, "overfitting": lambda: rises}
-    ends["config"] = SimpleNamespace(keep=None)
+    ends |= {"config": SimpleNamespace(keep=None), "is_test": is_test}
     run = SimpleNamespace(task=task, adapters=None, trainer=SimpleNamespace(workers=1), **ends)
     show(cast(Run, run), iter([Scored(1, Score("accuracy", 20.0, {}, remark="low", advice="train longer"))]))
     out = capsys.readouterr().out
-    assert out.endswith(": low\nit rises\n" if rises else ": low; train longer\n")
+    assert out.endswith(end)
 
 
 def test_a_score_of_a_part_says_on_how_much_and_which_command_scores_more(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,7 +83,7 @@ def test_a_score_of_a_part_says_on_how_much_and_which_command_scores_more(capsys
     task = SimpleNamespace(
         describe=dict, training=SimpleNamespace(batch_size=1), model=SimpleNamespace(loss_items="texts")
     )
-    ends = {"stopped_by": None, "suggested_rate": lambda: None, "is_stuck": False, "overfitting": str}
+    ends = {"stopped_by": None, "suggested_rate": lambda: None, "is_stuck": False, "overfitting": str, "is_test": False}
     ends["config"] = SimpleNamespace(keep=None)
     folder = SimpleNamespace(path="runs/my text")
     run = SimpleNamespace(task=task, adapters=None, trainer=SimpleNamespace(workers=1), folder=folder, **ends)

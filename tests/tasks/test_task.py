@@ -308,6 +308,7 @@ FAST = {"learning_rate": 0.1}  # so that the loss on what it learns from falls i
             "is 1.200 now, on the same rows: this training made the model worse; try a lower",
         ),
         ([2.0, 1.0, 1.2], {"schedule": "range"}, "^$"),
+        ([2.0, 1.0, 1.2], {**FAST, "same_batch": True}, "^$"),  # to learn that batch by heart is what was asked for
         ([0.002, 0.001, 0.0025], {}, "^$"),  # the loss on what it learns from is no lower
     ],
 )
