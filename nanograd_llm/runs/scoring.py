@@ -121,7 +121,7 @@ def score_model(
             "a GPT, on texts; of another model it scores a run, on what it held out or on a file, without choices, "
             "stride and top"
         )
-    require_plain(texts, option="")
+    require_plain(texts, option="", task=opened.task_name)
     tokenizer, model = opened.tokenizer(), opened.model()
     part, found, answered = "" if rows is None else f"{counted(rows, 'window')} of ", None, None
     if choices:

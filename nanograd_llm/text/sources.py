@@ -158,12 +158,14 @@ def with_field(source: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else (source, "")
 
 
-def require_plain(sources: Iterable[str | None], *, option: str | None = None) -> None:
+def require_plain(sources: Iterable[str | None], *, option: str | None = None, task: str = "") -> None:
     """Raise ConfigError for a file of rows that is named without a column: its commas and braces are no text.
 
     One of a folder or a pattern is taken as it is. sources: as for `documents`, each perhaps with its weight. option:
-    the option that takes them, and a space, or "", of a command that does not learn.
+    the option that takes them, and a space, or "", of a command that does not learn. task: of the run that is scored.
     """
+    forms = [kind for kind, tasks in ROWS.items() if task in tasks] + [".jsonl"] * (task in KEYS.values())
+    scored = f"a run of {task} is scored on one {' or '.join(forms)}; for another score, on text, " if forms else ""
     for source in sources:
         path, field = with_field(weighted(source or "")[0])
         unpacked = path.removesuffix(".gz")
@@ -177,7 +179,9 @@ def require_plain(sources: Iterable[str | None], *, option: str | None = None) -
             column = f"{option}{name}#COLUMN is the text of one column, by its name in line 1, "
             ways += [column] if kind in (".csv", ".tsv") else []
             ways += ["and "] if ways else []
-            raise ConfigError(f"{path} holds rows: {first}{''.join(ways)}{option}- < {name} is all of it as plain text")
+            raise ConfigError(
+                f"{path} holds rows: {scored}{first}{''.join(ways)}{option}- < {name} is all of it as plain text"
+            )
 
 
 def read_lines(source: str | os.PathLike[str], report: Report = lambda doing, share: None) -> list[str]:

@@ -418,6 +418,26 @@ def test_a_run_whose_data_changed_is_told_to_give_another_text_only_where_none_i
     assert f"bring back the data that it learned from, {remedy}\n" in told(capsys)[1]
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "forms"),
+    [
+        ("instruction", "a.csv", "a run of instruction is scored on one .json or .jsonl; for another score, on text, "),
+        ("preference", "a.tsv", "a run of preference is scored on one .json or .jsonl; for another score, on text, "),
+        ("lora", "a.csv", "a.csv holds rows: a.csv#COLUMN is the text"),
+        ("classification", "a.json", "labelled texts come from a .csv, .tsv or .jsonl, or a folder"),
+        ("translation", "a.json", "pairs come from a .tsv, .po or .mo; for two files of lines"),
+    ],
+)
+def test_rows_of_another_form_than_was_learned_are_answered_with_that_form(
+    kind, name, forms, models, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text("prompt,completion\nSay 1.,1\n")
+    assert main(["eval", models[kind], name]) in (2, 3)
+    err = told(capsys)[1]
+    assert forms in err and (not name.endswith("sv") or f"{name}#COLUMN is the text of one column" in err)
+
+
 def test_rows_beside_a_text_are_refused_as_rows(models, tmp_path, capsys):
     (tmp_path / "plain.txt").write_text("the cat sat on the mat. " * 9)
     (tmp_path / "more.json").write_text(MORE["instruction"][1])
