@@ -21,7 +21,7 @@ from nanograd_llm.inference.generate import id_rows
 from nanograd_llm.inference.sampling import log_probabilities
 from nanograd_llm.models.inputs import padded
 from nanograd_llm.nn.module import evaluating
-from nanograd_llm.settings import Settings, setting
+from nanograd_llm.settings import Settings, setting, shown
 from nanograd_llm.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -88,6 +88,9 @@ def stream_translation(
     search, ids = search or BeamSearch(), tokenizer.encode(text)
     if not len(ids):
         raise ShapeError(f"the text is {text!r:.60}, which has no words; give one to translate")
+    if len(ids) > (longest := model.config.context_length):
+        given = f"context_length is {longest} but {len(ids)} tokens were given"
+        raise ShapeError(f"{shown(text, 60)}: {given}; give a shorter source")
 
     def tokens() -> Iterator[int]:
         written, row = 0, None

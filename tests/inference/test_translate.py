@@ -98,6 +98,11 @@ def test_a_text_without_words_is_refused(model: EncoderDecoder) -> None:
         stream_translation(model, WordTokenizer.train(["a b c d e"]), "  ")
 
 
+def test_a_text_that_is_too_long_is_named_before_anything_is_written(model: EncoderDecoder) -> None:
+    with pytest.raises(ShapeError, match="^'a a a a a b': context_length is 5 but 6 tokens were given; give a shorter"):
+        stream_translation(model, WordTokenizer.train(["a b c d e"]), "a a a a a b")
+
+
 def test_rows_of_a_cache_can_be_put_in_another_order(rng: np.random.Generator) -> None:
     cache = KeyValueCache(2, 1, 4, 3, np.float64)
     keys, values = rng.standard_normal((2, 2, 1, 2, 3))
