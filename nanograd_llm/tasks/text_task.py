@@ -159,8 +159,10 @@ def spread(total: int, count: int | None) -> np.ndarray:
 def part_of(count: int, total: int, what: str) -> dict[str, Any]:
     """How many of all things were scored, in words and as a share: two fields of a `Score`.
 
-    >>> part_of(5, 2000, "held-out pair"), part_of(2, 2, "held-out row")["measured_on"]
-    ({'measured_on': '5 of the 2,000 held-out pairs', 'share': 0.0025}, 'all 2 held-out rows')
+    >>> part_of(5, 2000, "held-out pair")
+    {'measured_on': '5 of the 2,000 held-out pairs', 'share': 0.0025}
+    >>> [part_of(count, count, "held-out row")["measured_on"] for count in (2, 1)]
+    ['all 2 held-out rows', 'the 1 held-out row']
     """
-    words = f"{'all' if count == total else f'{count:,} of the'} {counted(total, what)}"
-    return {"measured_on": words, "share": count / total}
+    part = f"{count:,} of the" if count < total else "all" if total > 1 else "the"
+    return {"measured_on": f"{part} {counted(total, what)}", "share": count / total}
