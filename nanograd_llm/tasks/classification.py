@@ -8,6 +8,7 @@ Beside its accuracy stand those of two baselines: always the commonest class, an
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -79,16 +80,21 @@ class LabelledTextConfig(TextSettings):
         """The texts to train on and those held out: a text that occurs twice is on one side only."""
         if self.file is None and self.held_out_file is not None:
             raise ConfigError(f"held_out_file is {self.held_out_file}, but no file to train on is given")
-        columns = self.text_column, self.label_column, "--text-column and --label-column say which to take"
-        found = builtin_docstrings() if self.file is None else read_labelled(self.file, *columns)
+        columns = self.text_column, self.label_column
+        remedy = "--text-column and --label-column say which to take, or rename them"
+        found = builtin_docstrings() if self.file is None else read_labelled(self.file, *columns, remedy)
+        own = [name for name in ("text_column", "label_column") if getattr(self, name) != getattr(type(self), name)]
+        if own and not any(file and os.path.isfile(file) for file in (self.file, self.held_out_file)):
+            what = self.file or "the built-in text"
+            raise ConfigError(f"{own[0]} is {getattr(self, own[0])}, but {what} has no columns; leave it out")
         texts, labels = map(set, zip(*found))
         if len(labels) > len(texts):
             raise BadFileError(
                 f"{self.file}: has {counted(len(texts), 'different text')} and {len(labels):,} different labels; are "
-                f"the columns swapped? {columns[2]}"
+                f"the columns swapped? {remedy}"
             )
         if self.held_out_file is not None:
-            learned, other = {text for text, _ in found}, read_labelled(self.held_out_file, *columns[:2])
+            learned, other = {text for text, _ in found}, read_labelled(self.held_out_file, *columns)
             scored = [(text, label) for text, label in other if text not in learned]
             if len(scored) < len(other):
                 both = counted(len(other) - len(scored), "text")

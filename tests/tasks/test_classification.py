@@ -327,9 +327,19 @@ def test_what_the_model_to_start_from_decides_is_refused(file: str, run: Path, t
     ):
         with pytest.raises(ConfigError, match=said):
             prepare_run(tmp_path / "x", options={**TINY, "file": file, "init": str(run), **setting})
+    folder = tmp_path / "folder"
+    for label in ("cats", "dogs"):
+        (folder / label).mkdir(parents=True)
+        for number in range(9):
+            (folder / label / f"{number}.txt").write_text(f"{label} {number}")
     for setting, said in (
         ({"pooling": "pooled"}, "a GPT has no pooler; take the mean"),
-        ({"text_column": "words"}, "has no column 'words'; .*; --text-column and --label-column say which to take"),
+        (
+            {"text_column": "words"},
+            "has no column 'words'; .*; --text-column and --label-column say which to take, or rename",
+        ),
+        ({"text_column": "words", "file": str(folder)}, "text_column is words, but .* has no columns; leave it out"),
+        ({"label_column": "kind", "file": None}, "label_column is kind, but the built-in text has no columns; leave"),
         ({"held_out_file": file, "file": None}, "no file to train on is given"),
         ({"train_layers": "first"}, "train_layers must be one of all, last, head"),
     ):
