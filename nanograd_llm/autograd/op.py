@@ -273,6 +273,12 @@ class Op:
 
     def __call__(self, *inputs: Any, **static: Any) -> Any:
         if static:
+            for name, v in static.items():
+                if isinstance(v, Tensor) and v.requires_grad:
+                    raise GraphError(
+                        f"{self.name}: {name}= is a static argument, to which no gradient goes, but this Tensor "
+                        "requires one; give its .item(), or write the function of ops that take it as an input"
+                    )
             static = {name: v.item() if isinstance(v, np.generic) else frozen(v) for name, v in static.items()}
         if self.variadic:
             if len(inputs) == 1 and isinstance(inputs[0], (list, tuple)):

@@ -139,7 +139,8 @@ def _split_problems(f: Any, batch: tuple[Any, ...], notes: dict[str, None]) -> l
         return []
     return [
         f"the loss of a batch is {whole:.4g}, but that of its halves {mean:.4g}, weighted by loss_count ({counts[0]} "
-        f"and {counts[1]}), so training depends on the number of workers: return the mean over what loss_count counts"
+        f"and {counts[1]}), so training depends on the number of workers: return the mean over what loss_count counts, of shapes "
+        "that do not broadcast"
     ]
 
 
@@ -224,8 +225,8 @@ def cost_of_model(model: Any, *, order: int = 1) -> str:
     sizes = [parameter.size for parameter in model.parameters()]
     seconds *= PASSES * len(sizes) * HIGHER_ORDER_PASSES ** (order - 1)
     return (
-        f"the loss of this {type(model).__name__}: {sum(sizes):,} numbers in {len(sizes)} parameters, on "
-        f"{batch[0].size} tokens, in {DIRECTIONS} random directions each: about {seconds:.0f} s"
+        f"the loss of this {type(model).__name__}: {sum(sizes):,} numbers in {len(sizes)} parameters, on a batch of "
+        f"shape {batch[0].shape}, in {DIRECTIONS} random directions each: about {seconds:.0f} s"
     )
 
 

@@ -257,10 +257,9 @@ def test_settings_of_one_name_have_one_type_in_all_tasks_and_one_table_in_each(n
                 setting = option.removeprefix(PREFIXED.get(table, ""))
                 field = kind.__dataclass_fields__[setting]
                 is_chosen = bool(field.metadata["choices"])
-                assert types.setdefault(option, (kind.setting_types[setting][0], is_chosen)) == (
-                    kind.setting_types[setting][0],
-                    is_chosen,
-                )
+                found = kind.setting_types[setting][0], is_chosen
+                first, known = types.setdefault(option, (other, found))
+                assert known == found, f"{option} of {first} is {known}, of {other} {found} (type, has choices)"
     chosen = task_named(name)
     assert chosen.name == name and "model" in chosen.tables
     names = [PREFIXED.get(table, "") + key for table, kind in tables_of(chosen).items() for key in kind.setting_types]
