@@ -50,7 +50,7 @@ HALF = np.dtype(np.float16)
 HALF_CHAR = HALF.char
 _RECEIVES = (
     "arrays, or Tensors under higher_order() and in a check of order 2: use operators, ops and methods that both have, "
-    "not .data or NumPy's functions; or declare equals=, with which it receives arrays only"
+    "not .data or NumPy's functions; or declare equals=, the same function made of ops, and it receives arrays only"
 )
 _ERRORS_IN_RULES: dict[type[Exception], type[NanogradError]] = {  # an error in a rule -> the one raised, with the op
     TypeError: DtypeError, AttributeError: DtypeError, DtypeError: DtypeError, ValueError: ShapeError,
@@ -273,13 +273,7 @@ class Op:
 
     def __call__(self, *inputs: Any, **static: Any) -> Any:
         if static:
-            for name, v in static.items():
-                if isinstance(v, Tensor) and v.requires_grad:
-                    raise GraphError(
-                        f"{self.name}: {name}= is a static argument, to which no gradient goes, but this Tensor "
-                        "requires one; give its .item(), or write the function of ops that take it as an input"
-                    )
-            static = {name: v.item() if isinstance(v, np.generic) else frozen(v) for name, v in static.items()}
+            static = {name: self._as_static(name, v) for name, v in static.items()}
         if self.variadic:
             if len(inputs) == 1 and isinstance(inputs[0], (list, tuple)):
                 inputs = tuple(inputs[0])
@@ -347,6 +341,17 @@ class Op:
                     f"{self.name} got a Tensor that requires a gradient, and whose .data was set to {x.dtype}; set it "
                     "to floats: array.astype('float32')"
                 )
+
+    def _as_static(self, name: str, v: Any) -> Any:
+        """A static argument: a number of NumPy or a Tensor as a number, and a copy of lists."""
+        if isinstance(v, Tensor):
+            if v.requires_grad:
+                raise GraphError(
+                    f"{self.name}: {name}= is a static argument, to which no gradient goes, but this Tensor requires "
+                    "one; give its .item(), or write the function of ops that take it as an input"
+                )
+            v = v.data[()]
+        return v.item() if isinstance(v, np.generic) else frozen(v)
 
     def _in_single(self, inputs: Sequence[Any], arrays: Sequence[Any], static: dict[str, Any]) -> Any:
         """The op on float16, whose sums overflow and lose digits: computed in float32, then rounded.

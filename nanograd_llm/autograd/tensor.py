@@ -64,7 +64,12 @@ _INSTEAD_OF_NUMPY = {  # NumPy's name -> what to write, for functions that are n
 _INSTEAD_OF_TORCH = {  # PyTorch's method -> what to write
     **{"view": "x.reshape(...)", "permute": "x.transpose(...)", "unsqueeze": "x[None] or ops.expand_dims(x, axis=...)"},
     **{"clone": "x * 1, or x.detach()", "zero_grad": "x.grad = None", "dot": "x @ y", "matmul": "x @ y", "mm": "x @ y"},
-    **{"requires_grad_": "Tensor(x, requires_grad=True)", "t": "x.T", "expand": "ops.broadcast_to", "pow": "x ** y"},
+    **{
+        "requires_grad_": "x.requires_grad = ..., or module.freeze()",
+        "t": "x.T",
+        "expand": "ops.broadcast_to",
+        "pow": "x ** y",
+    },
     **{"float": "x.astype('float32')", "double": "x.astype('float64')", "masked_fill": "ops.masked_fill"},
     **{"cuda": "x.to('cuda')", "norm": "ops.sqrt(ops.sum(x * x))", "prod": "ops.prod(x)"},
 }

@@ -139,8 +139,8 @@ def _split_problems(f: Any, batch: tuple[Any, ...], notes: dict[str, None]) -> l
         return []
     return [
         f"the loss of a batch is {whole:.4g}, but that of its halves {mean:.4g}, weighted by loss_count ({counts[0]} "
-        f"and {counts[1]}), so training depends on the number of workers: return the mean over what loss_count counts, of shapes "
-        "that do not broadcast"
+        f"and {counts[1]}), so training depends on the number of workers: return the mean over what loss_count "
+        "counts, of shapes that do not broadcast"
     ]
 
 

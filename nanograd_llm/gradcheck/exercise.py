@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from nanograd_llm.autograd.tensor import array_of
 from nanograd_llm.gradcheck.check.check import gradcheck
 
 
@@ -19,5 +22,7 @@ def attempt(exercise: Callable[..., Any], *inputs: Any) -> bool:
     except Exception as error:  # whatever a half-written rule raises
         print(f"{name}: not yet right: {error}")
         return False
-    print(f"{name}: right" if report.passed else f"{name}: not yet right\n{report}")
+    is_alike = any(np.size(x) > 1 and np.ptp(x) == 0 for x in map(array_of, inputs))  # which hides a forgotten sum
+    passed = f"{name}: right" + ", but one input holds equal numbers: try others" * is_alike
+    print(passed if report.passed else f"{name}: not yet right\n{report}")
     return report.passed

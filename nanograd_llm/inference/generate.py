@@ -17,7 +17,9 @@ from nanograd_llm.backend.randomness import generator
 from nanograd_llm.errors import DtypeError, ShapeError
 from nanograd_llm.inference.decoder import Decoder, can_decode
 from nanograd_llm.inference.sampling import Sampling, likeliest
+from nanograd_llm.models.encoder_decoder import EncoderDecoder
 from nanograd_llm.models.gpt import GPT
+from nanograd_llm.models.heads import Classifier
 from nanograd_llm.nn.module import evaluating
 from nanograd_llm.ops.layout import check_ids
 from nanograd_llm.settings import require_int, require_known, require_type
@@ -123,8 +125,9 @@ def _window_start(n: int, context_length: int) -> int:
 
 def _prompts(prompts: Any, model: GPT) -> list[np.ndarray]:
     """The prompts as checked rows of ids."""
-    if not hasattr(model, "config"):
-        require_type("model", model, GPT, "a GPT, as in generate(model, ids)")
+    if not hasattr(model, "config") or isinstance(model, (Classifier, EncoderDecoder)):
+        others = "an EncoderDecoder takes inference.translate, a Classifier inference.classify"
+        require_type("model", model, GPT, f"a GPT, as in generate(model, ids); {others}")
     return id_rows(prompts, "prompt", model.config.vocab_size)
 
 

@@ -19,7 +19,7 @@ from nanograd_llm.ops.layout import array_like
 from nanograd_llm.settings import IGNORE_INDEX
 
 
-def token_ids(tokens: Any, context_length: int, start: int = 0, remedy: str = "pass only the last ones") -> np.ndarray:
+def token_ids(tokens: Any, context_length: int, start: int = 0, remedy: str = "") -> np.ndarray:
     """The ids as an array (B, T).
 
     start: how many tokens came before them. remedy: what the error advises where there are too many.
@@ -33,6 +33,7 @@ def token_ids(tokens: Any, context_length: int, start: int = 0, remedy: str = "p
         raise ShapeError(f"tokens must be (B, T); got shape {ids.shape}{advice}")
     end = start + ids.shape[1]
     if end > context_length:
+        remedy = remedy or f"pass only the last ones, or windows of context_length={context_length}"
         raise ShapeError(f"context_length is {context_length} but {end} tokens were given; {remedy}")
     return ids
 

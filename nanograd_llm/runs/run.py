@@ -336,7 +336,7 @@ class Run:
         now, before = (float(np.mean(losses[-width:])) for losses in (learned, learned[: best or len(learned)]))
         if not best or now > before:
             return f"{found}: this training made the model worse; try a lower --learning-rate, or fewer steps"
-        if now * RISEN > min(before, self.losses[last]):  # it has hardly fallen since
+        if now * RISEN > min(before, self.losses[best]):  # it knows what it learns from no better than the rest
             return ""
         saved = self.folder.checkpoints()
         remedy = f"the model of step {best} is {saved[best]}" if best in saved else "--keep 1 also saves the best model"

@@ -210,8 +210,8 @@ def text_of(result: LookResult, name: Any, columns: int = 100) -> str:
     if result.flow:
         favoured = dict(result.gradient_lens)
         lines.append("gradient flow: the norm of the stream's cotangent,")
-        lines += ["and of each token what a step against it makes likelier,"] if favoured else ["by place"]
-        lines += ["in [ ] if that is the target"] if favoured else []
+        lines += ["and for each token the word that a step against", "it makes likelier,"] if favoured else ["by place"]
+        lines += ["in [ ] where this word is the target"] if favoured else []
         wide = max(len(place) for place, _, _ in result.flow)
         for place, size, _ in result.flow:
             best = favoured.get(place, ())

@@ -337,11 +337,13 @@ def recorded(
 
 def _instead(name: str, x: Any) -> str:
     """What to write for an argument that looks as if it should be a leaf; "" for any other."""
+    if is_array(x) and x.dtype.kind in "iu":
+        return f"an array of {x.dtype} is a constant: only floats have a gradient"
     if type(x) is int:
         return f"an integer is a constant: write {float(x)} for {x}"
     if isinstance(x, float):
         return f"a float given by name is a constant: write {x} for {name}={x}, at its place"
-    if isinstance(x, (list, tuple)) and any(isinstance(part, float) for part in x):
+    if isinstance(x, (list, tuple)) and any(isinstance(part, (float, list, tuple)) for part in x):
         return f"a {type(x).__name__} is a constant: write np.array({list(x)!r:.40})"
     return ""
 
@@ -506,7 +508,7 @@ class _Recorder:
         """Number the calls, and name their outputs by local variables; those of the package where there is one only."""
         named = {id(node): self.names[id(node)] for node in nodes if id(node) in self.names}
         leaves = [self.names[id(leaf)] for leaf in self.leaves if id(leaf) in self.names]
-        counts = Counter(name for _, name, _ in [*named.values(), *leaves])
+        counts = Counter([*self.constants, *(name for _, name, _ in [*named.values(), *leaves])])
         last: dict[str, Node] = {}  # of each module the last call in it or in its parts, whose output is the module's
         for node in nodes:
             parts = self.calls[node].module.split(".")

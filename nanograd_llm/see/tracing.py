@@ -80,7 +80,15 @@ class Trace(Record):
         if call is None or name is None:
             form = 'trace.terms(9, "x", (0, 2, 5)): a call, an input of it, and an entry of that'
             raise GraphError(f"terms got {'no call' if call is None else repr(call)} and no input; write {form}")
-        return replay.terms(self.call(call), name, index)
+        at = self.call(call)
+        places = {at.input_name(i): i for i, x in enumerate(at.inputs)}
+        given = [x.name if x else "" for x in at.inputs]
+        if name in places and name in given and given[places[str(name)]] != name:  # as in b - a
+            mine, its = given.index(str(name)), places[str(name)]
+            raise GraphError(
+                f"your {name} is input {mine} of {at.op.name}, which calls input {its} {name}: give {mine} or {its}"
+            )
+        return replay.terms(at, name, index)
 
     def nudge(self, ref: int | str, index: Any = ()) -> replay.Nudge:
         """Move one entry of a value up and down, run the recorded calls again, and compare with the gradient."""

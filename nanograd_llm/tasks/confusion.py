@@ -29,17 +29,17 @@ def class_table(matrix: np.ndarray, names: Sequence[str]) -> str:
     """A line for each class, those with most texts first: precision, recall, texts, and what it is mostly taken for.
 
     >>> print(class_table(np.array([[3, 1], [0, 4]]), ["ham", "spam"]))
-    class  precision  recall  texts  mostly taken for
-    ham        100 %    75 %      4  spam, 1
+    class  precision  recall  texts  mostly taken for (times)
+    ham        100 %    75 %      4  spam (1)
     spam        80 %   100 %      4
     """
     width = max(5, *(min(24, len(name)) for name in names))
-    lines = [f"{'class':<{width}}  precision  recall  texts  mostly taken for"]
+    lines = [f"{'class':<{width}}  precision  recall  texts  mostly taken for (times)"]
     right, texts, guessed = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     order = np.argsort(-texts, kind="stable")
     for k in order[:MOST_SHOWN].tolist():
         wrong = np.where(np.arange(len(names)) == k, 0, matrix[k])
-        mistaken = f"{names[int(wrong.argmax())]:.24}, {wrong.max():,}" if wrong.any() else ""
+        mistaken = f"{names[int(wrong.argmax())]:.24} ({wrong.max():,})" if wrong.any() else ""
         shares = "  ".join(
             f"{f'{100 * right[k] / of[k]:.0f} %' if of[k] else '-':>{room}}" for of, room in ((guessed, 9), (texts, 6))
         )

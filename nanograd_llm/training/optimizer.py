@@ -60,8 +60,8 @@ class Optimizer:
         for i, gradient in enumerate(gradients):
             if gradient is None:
                 raise GraphError(
-                    f"the gradient of parameter {i} is None: no backward has reached it since .grad was last set to "
-                    "None; call loss.backward() before step"
+                    f"the gradient of parameter {i} is None: it is frozen, the loss does not use it, or step "
+                    "came before loss.backward(); leave out what has no gradient"
                 )
             if isinstance(gradient, Tensor):
                 raise DtypeError(f"the gradient of parameter {i} is a Tensor; give arrays: {_STEP}")

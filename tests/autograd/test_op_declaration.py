@@ -92,6 +92,9 @@ def test_a_tensor_that_requires_a_gradient_is_no_static_argument():
         ops.clip(leaf([1.0, 2.0]), low=leaf(0.5))
     assert ops.clip(leaf([0.0, 0.75]), low=leaf(0.5).item()).tolist() == [0.5, 0.75]
 
+    y = ops.clip(leaf([0.0, 2.0]), low=Tensor(0.5), high=3)  # a number, which does not widen float32
+    assert y.dtype == np.float32 and y.tolist() == [0.5, 2.0]
+
 
 def test_a_static_argument_may_determine_the_result():
     def repeated(x, *, times, shape=()):

@@ -48,7 +48,8 @@ def test_step_obeys_commands_from_a_pipe(run: str, monkeypatch, capsys) -> None:
     assert main(["step", run, "The cat", "--op", "3"]) == 0
     out, _ = told(capsys)
     assert out.startswith(
-        "GPT.loss: 15 op calls; h for help\n-> forward 3 layernorm in blocks.0.ln_1  (fused: o opens it)\n"
+        "GPT.loss: 15 op calls, 16 leaves; constants: tokens, targets\nh for help\n"
+        "-> forward 3 layernorm in blocks.0.ln_1  (fused: o opens it)\n"
     )
     assert "-> forward 4 linear in blocks.0.attention.qkv" in out and "is the sum of 2 uses" in out
 

@@ -10,6 +10,7 @@ import pytest
 from nanograd_llm import GPT, GPTConfig
 from nanograd_llm.errors import ConfigError, DtypeError, IndexRangeError, NonFiniteError, ShapeError, SignatureError
 from nanograd_llm.inference import Sampling, generate, stream
+from nanograd_llm.models import Classifier
 
 GREEDY = Sampling(temperature=0)
 
@@ -239,3 +240,5 @@ def test_arguments_of_sampling_and_texts_are_refused_with_what_to_write(write: A
             write(gpt(), text)
     with pytest.raises(DtypeError, match=r"model must be a GPT, as in generate\(model, ids\)"):
         write([1], gpt())
+    with pytest.raises(DtypeError, match="an EncoderDecoder takes inference.translate, a Classifier"):
+        write(Classifier.on(gpt(), 2), [1])

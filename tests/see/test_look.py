@@ -146,7 +146,7 @@ def test_the_text_and_the_page_show_each_token_and_escape_it(result) -> None:
     text = text_of(result, lambda i: WORDS[i])
     assert [line.split()[0] for line in text.splitlines()[3:8]] == ["cat", "sat", "on", "the", "a"]
     assert max(map(len, text_of(result, lambda i: WORDS[i], 60).splitlines())) <= 60
-    assert "\nin [ ] if that is the target\n" in text and "of the whole, in 5 of 5 rows" in text
+    assert "\nin [ ] where this word is the target\n" in text and "of the whole, in 5 of 5 rows" in text
     assert "of the whole; the shares add up to 100%\n" in text
     page = look_page(result, "a <title>", lambda i: "<b>" + WORDS[i])
     assert "<b>" not in page and "&lt;b&gt;cat" in page and "a &lt;title&gt;" in page and "script" not in page

@@ -93,7 +93,7 @@ def test_floats_are_float64_leaves_named_like_the_arguments() -> None:
 def test_the_table_shows_names_modules_norms_uses_and_the_place_of_each_rule() -> None:
     model, tokens, targets = small_gpt()
     lines = str(ng.trace(model.loss, tokens, targets)).splitlines()
-    assert lines[0] == "GPT.loss: 15 op calls, 16 leaves"
+    assert lines[0] == "GPT.loss: 15 op calls, 16 leaves; constants: tokens, targets"
     assert lines[1].split() == ["op", "module", "shape", "|y|", "|ȳ|", "uses", "rule"]
     (row,) = [line for line in lines if "ln_1" in line]
     assert row.split()[:2] == ["3", "layernorm"] and "blocks.0.ln_1" in row and "(1, 5, 8)" in row
@@ -147,6 +147,10 @@ def test_an_input_of_a_call_is_found_by_the_name_of_the_value_that_it_was_given(
     assert str(trace.terms(0, "left")) == str(trace.terms(0, "a"))
     with pytest.raises(GraphError, match="takes 'left' as a and b: give one of these"):
         trace.terms(1, "left")
+    trace = ng.trace(lambda a, b: b - a, 2.0, 5.0)
+    with pytest.raises(GraphError, match="your a is input 1 of subtract, which calls input 0 a: give 1 or 0"):
+        trace.terms(0, "a")
+    assert trace.terms(0, 1).sent == trace.grads["a"] == -1
 
 
 def test_a_module_is_no_call() -> None:
@@ -175,6 +179,13 @@ def test_a_trace_of_one_call_and_one_leaf_is_counted_right_and_an_integer_is_no_
     assert repr(trace).startswith("<lambda>: 1 op call, 1 leaf; constants: n\n") and trace.grads == {"x": 3.0}
     with pytest.raises(GraphError, match="^'n' has no gradient: an integer is a constant: write 3.0 for 3$"):
         trace.nudge("n")
+
+
+def test_a_local_of_the_package_does_not_take_the_name_of_an_argument() -> None:
+    model = ng.nn.Sequential(ng.nn.Linear(2, 3, rng=np.random.default_rng(0)), ng.ops.tanh)
+    trace = ng.trace(lambda x: ng.ops.sum(model(x)), np.array([[0, 1]]))
+    with pytest.raises(GraphError, match="^'x' has no gradient: an array of int64 is a constant"):
+        trace.nudge("x", (0, 0))
 
 
 def test_where_a_function_makes_a_number_of_a_tensor_is_noted() -> None:

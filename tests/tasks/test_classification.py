@@ -412,7 +412,7 @@ def test_the_picture_and_the_table_have_every_class_and_count() -> None:
     assert len(cells) == 9 and cells[0].get("fill-opacity") == "0.667"
     table = class_table(matrix, names).splitlines()
     assert table[1:] == [
-        "<a> & b      100 %    67 %      3  c, 1",
+        "<a> & b      100 %    67 %      3  c (1)",
         "c             67 %   100 %      2",
         "d                -       -      0",
     ]

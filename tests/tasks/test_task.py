@@ -310,6 +310,11 @@ FAST = {"learning_rate": 0.1}  # so that the loss on what it learns from falls i
         ([2.0, 1.0, 1.2], {"schedule": "range"}, "^$"),
         ([2.0, 1.0, 1.2], {**FAST, "same_batch": True}, "^$"),  # to learn that batch by heart is what was asked for
         ([0.002, 0.001, 0.0025], {}, "^$"),  # the loss on what it learns from is no lower
+        (
+            [0.0004, 0.0001, 0.0025],
+            FAST,
+            "^$",
+        ),  # nor is it here than the lowest held-out loss: it has not ended learning
     ],
 )
 def test_a_run_says_at_its_end_that_the_held_out_loss_has_risen_and_what_helps(
