@@ -366,6 +366,8 @@ def _in_float32(
         """The gradients in float64, and for each of _NARROW those in float32 less these."""
         wide = gradients(function, [x.astype(np.float64) for x in values], [v.astype(np.float64)])[0]
         y, leaves = function.record(values)  # after that: leaves that the function holds have the last dtype given
+        if np.isinf(to_host(y.data)).any():
+            raise OverflowError
         found = [wide]
         for factor, layout, _ in _NARROW:
             narrow = grad(y, leaves, laid_out((factor * v).astype(y.dtype), layout), retain_graph=True)
@@ -402,12 +404,12 @@ def _in_float32(
 
     try:
         wide, *offs = differences(values, v)
-    except Exception:  # f is the user's: on float32 it may raise whatever it likes
+    except Exception:  # in float32 the function overflows, or raises whatever it likes
         return []
     _require_equal(function.names, 1, [a - b for a, b in zip(early.narrow, wide)], offs[0])
     found: dict[int, str] = {}
     near: list[list[list[np.ndarray]]] = []
-    for (number, (*_, words)), k in itertools.product(enumerate(_NARROW), range(len(wide))):
+    for (number, (factor, _, words)), k in itertools.product(enumerate(_NARROW), range(len(wide))):
         name, x, d = function.names[k], function.values[k], offs[number][k]
         if k in found or not np.isfinite(d).all():
             continue
@@ -415,7 +417,8 @@ def _in_float32(
             found[k] = f"in float32{words} the gradient of {name} is off by {off[0]:.1e} of itself, more than rounding"
             continue
         u = np.stack([(dense(rng, x.shape) * sizes(x)).reshape(-1) for _ in range(_DIRECTIONS)])
-        rounding = DEPTH * epsilon * (np.abs(u) @ np.abs(wide[k]).reshape(-1) + flow)
+        smallest = np.finfo(np.float32).smallest_subnormal / (min(factor, 1) * epsilon)  # ε of it is the least
+        rounding = DEPTH * epsilon * (np.abs(u) @ np.maximum(np.abs(wide[k]), smallest).reshape(-1) + flow)
         if not (np.abs(u @ d.reshape(-1)) > rounding).all():
             continue
         rounding += DEPTH * epsilon * reach(function, k, early.cotangent.reshape(1, -1), precisions, rng)

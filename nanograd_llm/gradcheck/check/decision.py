@@ -217,7 +217,7 @@ def _resolve(
     if precisions.pair is None:
         return _measured(slopes, v, u, sides, precisions.given, rng)
     wide = precisions.pair[1]
-    tolerance, far, equal, is_rounding, steady, off = _evidence(slopes, v, u, sides, precisions, rng)
+    tolerance, far, equal, is_rounding, steady, off, told = _evidence(slopes, v, u, sides, precisions, rng)
     faint = ~is_rounding & ~equal & (far.off <= far.negligible(wide))
     if not (is_rounding | faint).all() and not is_exact():
         faint |= ~is_rounding & ~equal & (far.off <= 4 * precisions.given.epsilon * far.result)
@@ -237,8 +237,9 @@ def _resolve(
         *doubts, measured_off, measured_tolerance, measured_scale, measured_digits = _measured(
             slopes, v, u, sides, precisions.given, rng
         )
-        if (known := blunt & ~np.any(doubts, axis=0)).any():
-            blunt &= ~known
+        is_wrong = blunt & doubts[0] & ~told  # where float32 is finite and not steady, float64 may not be known either
+        if (known := is_wrong | blunt & ~np.any(doubts, axis=0)).any():
+            wrong, blunt = wrong | is_wrong, blunt & ~known
             measured = [measured_off, measured_tolerance, measured_scale]
             off, tolerance, scale = np.where(known, measured, [off, tolerance, scale])
             digits = min(digits, measured_digits)
@@ -247,9 +248,10 @@ def _resolve(
 
 def _evidence(
     slopes: Slopes, v: np.ndarray, u: np.ndarray, sides: Sides, precisions: Precisions, rng: np.random.Generator
-) -> tuple[np.ndarray, Sides, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, Sides, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """What narrow and wide numbers say of each pair: the tolerance; the sides in wide numbers; are these equal; does
-    the difference shrink as rounding does; is it the same nearby and in both; how large it is."""
+    the difference shrink as rounding does; is it the same nearby and in both; how large it is; are narrow ones finite.
+    """
     function, k, _ = slopes
     assert precisions.pair is not None
     narrow, wide = precisions.pair
@@ -267,8 +269,9 @@ def _evidence(
     tolerance = precisions.given.epsilon * narrow.c * far.scale + far.error
 
     def shrunk(near_off: np.ndarray) -> np.ndarray:
-        """What rounding leaves of these differences in wide numbers."""
-        return MARGIN * wide.epsilon / narrow.epsilon * np.fmax(near_off, narrow.epsilon * narrow.c * near.scale)
+        """What rounding leaves of these differences in wide numbers; NaN where narrow ones overflow."""
+        left = MARGIN * wide.epsilon / narrow.epsilon * np.fmax(near_off, narrow.epsilon * narrow.c * near.scale)
+        return np.where(np.isfinite(near.off + left), left, np.nan)
 
     equal = far.agree(wide) | (far.off <= tolerance) & (tolerance <= BLUNT * far.scale)
     steady = np.ones(sides.off.shape, bool)
@@ -292,7 +295,7 @@ def _evidence(
             points = [x.astype(narrow.dtype) for x in (*function.values, v, u)]
             moved = [nudged(points, rng, far=16.0) for _ in range(_REPEATS)]
             nearby = [near, *(compare(slopes, at[:-2], at[-2], at[-1], narrow) for at in moved)]
-        left = shrunk(np.fmax.reduce([one.off for one in nearby]))
+        left = shrunk(np.fmax.reduce([np.where(np.isfinite(one.off), one.off, 0) for one in nearby]))
         is_rounding = equal | (far.off <= left)
         beyond = (near.off > plain) & _is_steady(nearby, 0.05)
         if beyond.any():
@@ -302,20 +305,21 @@ def _evidence(
     if narrow == precisions.given:  # a mistake is the same in both
         steady &= equal | (parted <= 0.5 * far.off)
     steady |= gross & (far.off > BLUNT * far.scale)  # wrong at this very point, as where numbers are equal
+    steady &= (told := np.isfinite(left))
     if (doubt := steady & ~is_rounding & (far.off > tolerance)).any():
         # rounding of the inputs moves both sides as much, and that of a sum of a few may be the same at all points
         points = [x.astype(wide.dtype) for x in (*function.values, v, u)]
         moved = [nudged(points, rng, near=DEPTH, far=DEPTH) for _ in range(2)]
         others = [compare(slopes, at[:-2], at[-2], at[-1], wide) for at in moved]
         by_rounding = np.max([np.abs(other.numeric - far.numeric) for other in others], axis=0)
-        left = np.maximum(left, by_rounding)
+        left = np.fmax(left, by_rounding)
         is_rounding = is_rounding | (far.off <= by_rounding)
         # rounding to 1 - p in a softmax that saturates is the same all around, and large beside p
         doubt &= ~is_rounding & (far.off <= MARGIN * wide.epsilon * wide.c * (far.scale + inside))
         if doubt.any():
             steady &= ~doubt | _is_steady([far, *_further(slopes, v, u, _FURTHEST, wide, rng)], 0.2)
     tolerance = np.where(is_rounding & ~equal, np.maximum(tolerance, left), tolerance)
-    return tolerance, far, equal, is_rounding, steady, np.where(equal, near.off, far.off)
+    return tolerance, far, equal, is_rounding, steady, np.where(equal, near.off, far.off), told
 
 
 def _is_of_the_rule(

@@ -600,3 +600,42 @@ def test_a_parameter_that_was_not_seen_in_use_is_not_taken_for_a_constant(torch,
     monkeypatch.setattr(Autograd, "_used", lambda self, inputs, library: {})
     report = check_gradient(torch.nn.Linear(3, 2).double(), np.ones((5, 3)))
     assert not report.passed and "a gradient of Linear reaches tensor (2, 3)" in str(report)
+
+
+def with_derivative(torch: Any, f: Any, derivative: Any) -> Any:
+    """A torch.autograd.Function of each entry by itself, with the gradient dy * derivative(x)."""
+
+    class Entrywise(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return f(x)
+
+        @staticmethod
+        def backward(ctx, dy):
+            (x,) = ctx.saved_tensors
+            return dy * derivative(x)
+
+    return Entrywise
+
+
+@pytest.mark.parametrize("off", [0, 1e-10, 1e-7, 1e-5, 1e-3, 1])
+def test_a_wrong_gradient_is_wrong_where_float32_overflows(torch, off):
+    draws = np.random.default_rng(5).normal(size=(3, 4))
+    for f, derivative, x in (
+        (torch.exp, torch.exp, np.array([90.0])),
+        (torch.exp, torch.exp, 100 * draws),
+        (torch.cosh, torch.sinh, 100 * draws),
+        (torch.square, lambda x: 2 * x, 1e20 * draws),
+        (lambda x: x**3, lambda x: 3 * x**2, 1e15 * draws),
+    ):
+        function = with_derivative(torch, f, lambda x, derivative=derivative: (1 + off) * derivative(x))
+        (finding,) = check_gradient(function, torch.tensor(x)).findings
+        assert finding.verdict == ("wrong" if off else "right")
+
+
+@pytest.mark.parametrize("size", [1e20, 1e25])
+def test_a_gradient_that_overflows_or_vanishes_in_float32_alone_is_right(torch, size):
+    x = torch.tensor(size * np.random.default_rng(0).normal(size=(4, 4)))
+    for f in (lambda x: x.norm(dim=-1), torch.linalg.inv):
+        assert check_gradient(f, x).passed
