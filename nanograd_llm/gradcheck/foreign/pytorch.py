@@ -90,11 +90,14 @@ class _Widening(TorchFunctionMode):
         if function in _PASSES:  # not again with copies of the inputs, which no gradient reaches
             with _InBackward():
                 return function(*args, **kwargs)
+        if function in _CONVOLUTIONS and _is_complex([args, kwargs]):
+            args, kwargs = _widened([args, kwargs]) or (args, kwargs)
+            return _convolved(function, *args, **kwargs)
         try:
             return function(*args, **kwargs)
         except RuntimeError:
             wide = _widened([args, kwargs])
-            if not wide and not any(isinstance(x, torch.Tensor) and x.is_complex() for _, x in leaves([args, kwargs])):
+            if not wide and not _is_complex([args, kwargs]):
                 raise
             args, kwargs = wide or (args, kwargs)
             with _OnComplex():
@@ -102,6 +105,25 @@ class _Widening(TorchFunctionMode):
 
 
 _PASSES = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)
+_CONVOLUTIONS = [getattr(torch, f"conv{kind}{n}d") for kind in ("", "_transpose") for n in (1, 2, 3)]
+
+
+def _is_complex(operands: list[Any]) -> bool:
+    return any(isinstance(x, torch.Tensor) and x.is_complex() for _, x in leaves(operands))
+
+
+def _convolved(function: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any = None, *how: Any, **named: Any) -> Any:
+    """The convolution of complex numbers from four of real ones. PyTorch takes three, (a + b)(c + d) - ac - bd, in
+    which the small imaginary part of a complex step is lost."""
+
+    def part(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
+        return function(x, weight, bias, *how, **named)
+
+    real, imaginary = (None, None) if bias is None else (bias.real, bias.imag)
+    return torch.complex(
+        part(x.real, weight.real, real) - part(x.imag, weight.imag),
+        part(x.real, weight.imag, imaginary) + part(x.imag, weight.real),
+    )
 
 
 class _InBackward(TorchDispatchMode):

@@ -639,3 +639,51 @@ def test_a_gradient_that_overflows_or_vanishes_in_float32_alone_is_right(torch, 
     x = torch.tensor(size * np.random.default_rng(0).normal(size=(4, 4)))
     for f in (lambda x: x.norm(dim=-1), torch.linalg.inv):
         assert check_gradient(f, x).passed
+
+
+def test_between_convolutions_a_wrong_function_is_wrong_and_is_the_culprit(torch):
+    first, second = torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Conv2d(2, 2, 3)
+    x, wrong = torch.randn(2, 1, 5, 5), with_derivative(torch, torch.relu, lambda x: 2.0 * (x > 0))
+    assert check_gradient(lambda x: second(torch.relu(first(x))), x).passed
+    report = check_gradient(lambda x: second(wrong.apply(first(x))), x)
+    assert verdicts(report)["x"] == "wrong"
+    assert [culprit.op for culprit in report.culprits] == ["Entrywise"]
+
+
+@pytest.mark.parametrize("factor", [1, 1 + 1e-10, 1 + 1e-6, 2])
+def test_the_gradient_of_a_convolution_is_checked_to_all_digits(torch, factor):
+    class Convolution(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, w):
+            ctx.save_for_backward(x, w)
+            return torch.conv2d(x, w, padding=1)
+
+        @staticmethod
+        def backward(ctx, dy):
+            x, w = ctx.saved_tensors
+            dx = torch.nn.grad.conv2d_input(x.shape, w, dy, padding=1)
+            return factor * dx, torch.nn.grad.conv2d_weight(x, w.shape, dy, padding=1)
+
+    report = check_gradient(Convolution, torch.randn(2, 2, 4, 4), torch.randn(3, 2, 3, 3))
+    assert verdicts(report) == {"x": "right" if factor == 1 else "wrong", "w": "right"}
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "w", "how"),
+    [
+        ("conv1d", (2, 2, 7), (4, 2, 3), {"padding": "same"}),
+        ("conv1d", (2, 7), (4, 2, 3), {"stride": 2}),
+        ("conv2d", (1, 4, 6, 6), (4, 2, 2, 2), {"stride": 2, "padding": 1, "groups": 2, "dilation": 2}),
+        ("conv3d", (1, 1, 3, 3, 3), (2, 1, 2, 2, 2), {}),
+        ("conv_transpose1d", (2, 2, 5), (2, 3, 3), {"stride": 2, "padding": 1, "output_padding": 1}),
+        ("conv_transpose2d", (1, 2, 3, 3), (2, 3, 2, 2), {"stride": 2}),
+        ("conv_transpose3d", (1, 1, 2, 2, 2), (1, 1, 2, 2, 2), {}),
+    ],
+)
+def test_slopes_of_every_convolution_are_taken_by_complex_step(torch, name, x, w, how):
+    convolution, bias = getattr(torch, name), torch.randn(w[1] if "transpose" in name else w[0])
+    for size in (1e-3, 1.0, 1e3):
+        inputs = size * torch.randn(x), size * torch.randn(w), bias
+        report = check_gradient(lambda x, w, b: convolution(x, w, b, **how), *inputs)
+        assert report.passed
+        assert {finding.method for finding in report.findings} == {"complex step"}
