@@ -166,7 +166,7 @@ class Foreign:
                 "list, tuple or dict of them"
             )
         y = parts[0] if branches(result) is None else np.concatenate([part.reshape(-1) for part in parts])
-        return y.astype(np.float32) if self.narrow and y.dtype == np.float64 else y
+        return y.astype(np.float32) if self.narrow and y.dtype.kind == "f" else y
 
     def applied(self, function: Callable[..., Any], arrays: Arrays, who: str = "") -> Any:
         """function(*inputs) with copies of these arrays in the inputs.

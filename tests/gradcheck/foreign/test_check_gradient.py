@@ -435,6 +435,17 @@ def test_a_function_of_float32_only_is_checked_to_the_digits_that_it_has(f: Any,
     assert (verdict == "right") == bool(re.search("x is right to about [3-6] digits", str(report)))
 
 
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "right"), (1.01, "wrong")])
+def test_a_function_that_rounds_one_of_its_inputs_to_float32_is_checked_to_the_digits_that_it_has(
+    factor: float, verdict: str
+) -> None:
+    w = np.random.default_rng(1).normal(size=(4, 3))
+    report = check_gradient(
+        lambda x, w: x.astype(np.float32) @ w, X, w, vjp=lambda dy, x, w: (factor * dy @ w.T, x.T @ dy)
+    )
+    assert verdicts(report) == {"x": verdict, "w": "right"}
+
+
 def test_a_kink_in_float32_is_told_from_a_mistake() -> None:
     def relu(x):
         return np.maximum(x.astype(np.float32), 0)
