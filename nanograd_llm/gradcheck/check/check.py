@@ -558,7 +558,8 @@ class _Check:
         """The worst entry of a wrong gradient, and the mistake that it looks like."""
         cotangent = np.where(np.isfinite(y), c.cotangents[int(np.argmax(c.found.wrong.any(axis=1)))], 0.0)
         how = cotangent, c.method, np.flatnonzero(c.smooth), self.progress.left / 4
-        return patterns.explained(c.function, c.k, y, *how, must=y.size * c.smooth.size <= self.jacobian)
+        known = self.precisions.given.epsilon, c.shown.tolerance
+        return patterns.explained(c.function, c.k, y, *how, *known, must=y.size * c.smooth.size <= self.jacobian)
 
     def _note_digits(self, c: _Compared) -> None:
         """Note that few digits of a right gradient are known."""

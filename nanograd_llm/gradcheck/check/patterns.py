@@ -1,6 +1,7 @@
 """Explain a wrong gradient: its worst entry, and the mistake it looks like.
 
-Each known mistake predicts what the gradient would be. One that explains all but a thousandth of the error is named.
+Each known mistake predicts what the gradient would be. One that explains all but a thousandth of the error is named; a
+factor only if it explains all that is known of the slopes.
 
 a the engine's gradient for the cotangent v; J the function's Jacobian from its values, outputs in rows; g = Jᵀ v what a
 should be, so that a - g is the error
@@ -39,15 +40,17 @@ def explained(
     method: Method,
     places: np.ndarray,
     seconds: float,
+    epsilon: float,
+    tolerance: float,
     must: bool,
 ) -> tuple[Entry | None, str]:
     """The worst entry of the wrong gradient of input k among these places, and the mistake that it looks like, or "".
 
-    seconds: no mistake is looked for where its entries take longer, unless one `must` be.
+    seconds: no mistake is looked for where its entries take longer, unless one `must` be.  epsilon: of the function's
+    numbers.  tolerance: the part of them that slopes may be off.
     """
     values, until = function.values, np.inf if must else time.monotonic() + seconds
-    if method is differences:
-        method = functools.partial(differences, enough=_ENOUGH)
+    method = functools.partial(method, epsilon=epsilon, **({"enough": _ENOUGH} if method is differences else {}))
 
     def jacobian(k: int) -> np.ndarray | None:
         """None where it is large, or takes too long."""
@@ -66,7 +69,7 @@ def explained(
     found = {function.names[j]: other for j in same if (other := jacobian(j)) is not None}
     others = {name: (cotangent.reshape(-1) @ other).reshape(values[k].shape) for name, other in found.items()}
     a = gradients(function, values, [cotangent])[0][k]
-    return worst, recognise(values[k], y, cotangent, a, whole, others)
+    return worst, recognise(values[k], y, cotangent, a, whole, others, tolerance)
 
 
 def _worst_entry(
@@ -121,9 +124,18 @@ def _worst_entry(
 
 
 def recognise(
-    x: np.ndarray, y: np.ndarray, v: np.ndarray, a: np.ndarray, jacobian: np.ndarray, others: Mapping[str, np.ndarray]
+    x: np.ndarray,
+    y: np.ndarray,
+    v: np.ndarray,
+    a: np.ndarray,
+    jacobian: np.ndarray,
+    others: Mapping[str, np.ndarray],
+    tolerance: float,
 ) -> str:
-    """The mistake in words, or "". jacobian (y.size, x.size).  others: gradients, by numbers, of the other inputs."""
+    """The mistake in words, or "". jacobian (y.size, x.size).  others: gradients, by numbers, of the other inputs.
+
+    tolerance: the part of them that slopes may be off.
+    """
     g = (v.reshape(-1) @ jacobian).reshape(x.shape)
     if not np.isfinite(a).all():
         return "it is not finite"
@@ -132,12 +144,17 @@ def recognise(
     if not g.any():
         return "the function does not change with this input here: its slope is zero, and the gradient is not"
     off, rounding = np.abs(a - g).max(), DEPTH * EPS * np.abs(g)
+    differs = np.abs(a - g) > rounding
     if off <= rounding.max():  # entries are wrong that are tiny beside others
-        return _unknown(np.abs(a - g) > rounding, x)
+        return _unknown(differs, x)
     factor = float(np.vdot(a, g) / np.vdot(g, g))
     scaled = factor * g
     # of each entry a part: rows of different sizes may have different factors, of which the largest row hides others
     spread = np.max(np.abs(a - scaled) / np.maximum(np.abs(scaled), _SMALL * np.abs(scaled).max()))
+    apart = np.abs(a - scaled).max()
+    left = max(spread * off, apart) if apart <= max(1e-9 * off, 8 * tolerance * np.abs(a).max()) else np.inf
+    if left > 1e-9 * off:  # only digits that are known
+        factor = float(f"{factor:.{max(1, int(-math.log10(max(tolerance, EPS))))}g}")
     other = _other(a, off, others) if x.size == 1 else ""  # then a factor explains everything
     kinds = [
         ("; ".join(filter(None, ("the sign is wrong", other))), -g),
@@ -150,19 +167,22 @@ def recognise(
         for words, wanted in (*kinds, *_moved(g), *_turned(x, v, jacobian), *_unsummed(x, y, v, jacobian))
     ]
     several = int((np.abs(g) > _SMALL * np.abs(g).max()).sum()) > 1  # any factor explains one
-    words = "; ".join(filter(None, (_about_factor(factor, x.shape, y.shape, several), other)))
-    known.insert(2, (max(spread * off, np.abs(a - scaled).max()), words))
+    shown = several or int((differs & (np.abs(a - scaled) <= 1e-3 * np.abs(a - g))).sum()) > 1
+    words = "; ".join(filter(None, (_about_factor(factor, x.shape, y.shape, shown), other)))
+    known.insert(2, (left, words))
     for part in (1e-9, 1e-3):  # of two that explain it, the one that does so exactly
         if words := next((words for left, words in known if left <= part * off), ""):
             return words
     left_over = _left_over(x, y, a - g) if several else ""
     if words := _zeros(x, a, g, off) or _lost_contributions(v, a, g, jacobian, off) or left_over:
         return words
-    return _unknown(np.abs(a - g) > max(1e-6 * off, rounding.max()), x)
+    wrong = np.abs(a - g) > max(1e-6 * off, rounding.max())
+    return _unknown(wrong, x, "at least " * bool((differs & ~wrong).any()))
 
 
-def _unknown(wrong: np.ndarray, x: np.ndarray) -> str:
-    return "" if wrong.all() else f"no known mistake; {_number_of(wrong)} wrong{_which(wrong, x)}"
+def _unknown(wrong: np.ndarray, x: np.ndarray, at_least: str = "") -> str:
+    """at_least: others may be wrong too."""
+    return "" if wrong.all() else f"no known mistake; {at_least}{_number_of(wrong)} wrong{_which(wrong, x)}"
 
 
 def _other(a: np.ndarray, off: float, others: Mapping[str, np.ndarray]) -> str:

@@ -218,3 +218,26 @@ def test_an_input_that_the_function_itself_repeats_is_not_called_broadcast(own_o
     (finding,) = gradcheck(two_rows, normal(4)).findings
     assert "along which the input is used again" in finding.pattern
     assert "broadcast" not in finding.pattern
+
+
+def test_a_factor_is_named_only_if_every_entry_has_it(monkeypatch):
+    monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: dy * y * (1.5 + 0.1 * np.log(y)))
+    (finding,) = gradcheck(ops.exp, 1e-3 * normal(3, 4)).findings
+    assert finding.verdict == "wrong" and "factor" not in finding.pattern
+
+
+def test_tiny_entries_show_a_factor_too(monkeypatch):
+    monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: 1.001 * dy * y)
+    assert gradcheck(ops.exp, 30 * normal(3, 4)).findings[0].pattern == "off by the factor 1.001"
+
+
+def test_tiny_entries_that_differ_are_not_counted_as_right(monkeypatch):
+    monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: dy * y * (1.3 + 0.01 * np.sin(np.log(y))))
+    assert "at least 1 of 12 entries is wrong" in gradcheck(ops.exp, 30 * normal(3, 4)).findings[0].pattern
+
+
+def test_of_a_factor_in_float32_only_the_digits_that_are_known_are_said(monkeypatch):
+    monkeypatch.setattr(registry["exp"], "rule", lambda dy, y: 1.5 * dy * y)
+    (finding,) = gradcheck(lambda x: ops.exp(x.astype(np.float32)), normal(2, 5)).findings
+    assert finding.pattern == "off by the factor 1.5"
+    assert finding.worst.analytic / finding.worst.numeric == pytest.approx(1.5, rel=1e-4)
