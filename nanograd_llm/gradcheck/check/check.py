@@ -35,7 +35,7 @@ _CALLS = 8192  # and while that takes no more op calls than this
 _BY_DIFFERENCES = 256  # entries of an input that are moved so where each takes dozens of evaluations
 SECONDS = 60.0
 _FAR = 1e10  # times its own size that an entry may be moved by complex step, which is then still tiny
-_NO_WIDER = "and it or its gradient does not compute in numbers wider than float64"
+_NO_WIDER = "wider numbers than float64 would tell, but it or its gradient does not run on them: try other inputs"
 _CURVED = 1e-4  # the part by which slopes change, at least, where a function is called curved
 _NEARER = (2, 3, 5, 9, 13)  # times that inputs are divided by four to find it curved, up to 1e9 times as large as there
 _SHARE = 1.5  # comparing one entry takes this many times as long as computing its slope
@@ -506,7 +506,7 @@ class _Check:
         found, function = c.found, c.function
         if decision.is_constant(function, c.k, self.precisions, self.rng):
             c.found = dataclasses.replace(found, off=0.0, faint=np.zeros_like(found.faint))
-            is_small = "the result does not change with it, and the gradient is no more than rounding leaves of zero"
+            is_small = "the result does not change with it, and the gradient is zero up to rounding"
             c.reason = "" if found.zero else is_small
             return
         nearer = decision.retreat(function, c.k, method_at, v, directions, self.precisions, self.rng)
@@ -526,7 +526,7 @@ class _Check:
             return "cannot tell", kinks.IN_STEPS
         if c.shown.wrong.any():
             if c.first.why == DOUBTED and self.precisions.wide is None:
-                return "cannot tell", f"{c.first.why}, {_NO_WIDER}"
+                return "cannot tell", f"{c.first.why}; {_NO_WIDER}"
             return "wrong", "" if c.shown.off > 0 else "the gradient is not finite where the function's slope is finite"
         if c.beside:
             return "cannot tell", c.reason + ("; the other entries are right" if c.found.clear else "")
@@ -552,7 +552,7 @@ class _Check:
             known = f"gradient and slope agree to about {digits}; the rest may be rounding inside the function"
         else:
             known = "no digit of the slope is known: rounding is as large, or a pole is near, as at a singular matrix"
-        return known + (f", {_NO_WIDER}" if self.precisions.wide is None else "")
+        return known + (f"; {_NO_WIDER}" if self.precisions.wide is None else "")
 
     def _explained(self, c: _Compared, y: np.ndarray) -> tuple[Entry | None, str]:
         """The worst entry of a wrong gradient, and the mistake that it looks like."""

@@ -163,7 +163,7 @@ class Finding(Shown):
             if len(self.kinks) == math.prod(self.shape):
                 seen = "as every entry is"
         if self.tolerance >= 1 and self.verdict in PASSING:
-            seen = f"the gradient is no more than rounding leaves of zero; {self.compared}"
+            seen = f"the gradient is zero up to rounding: check it where it is larger too; {self.compared}"
         if 0 in self.shape:
             return f"{self.name} {self.shape}: not checked, it has no entries"
         if not math.isfinite(self.worst.analytic if self.worst else self.relative_error):
