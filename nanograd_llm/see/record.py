@@ -171,7 +171,7 @@ class Record:
     """A recorded pass: `calls` in the order of the forward, `leaves` by name, and the result.
 
     device: where it ran. The arrays are NumPy arrays in any case.
-    constants: arguments that look as if they should be leaves, and what to write for them.
+    constants: the arguments that get no gradient, and why.
     cuts: the lines of code that made a number of a Tensor, which no gradient goes through.
     """
 
@@ -336,7 +336,7 @@ def recorded(
 
 
 def _instead(name: str, x: Any) -> str:
-    """What to write for an argument that looks as if it should be a leaf; "" for any other."""
+    """Why an argument gets no gradient, and what to write; "" for one that is a leaf, or is no number."""
     if is_array(x) and x.dtype.kind in "iu":
         return f"an array of {x.dtype} is a constant: only floats have a gradient"
     if type(x) is int:
