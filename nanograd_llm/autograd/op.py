@@ -343,14 +343,14 @@ class Op:
                 )
 
     def _as_static(self, name: str, v: Any) -> Any:
-        """A static argument: a number of NumPy or a Tensor as a number, and a copy of lists."""
+        """A static argument: a Tensor as its array, a number of NumPy as one of Python, and a copy of lists."""
         if isinstance(v, Tensor):
             if v.requires_grad:
                 raise GraphError(
                     f"{self.name}: {name}= is a static argument, to which no gradient goes, but this Tensor requires "
                     "one; give its .item(), or write the function of ops that take it as an input"
                 )
-            v = v.data[()]
+            return v.data if v.ndim or v.dtype.kind != "f" else v.item()  # an index may be an array of one boolean
         return v.item() if isinstance(v, np.generic) else frozen(v)
 
     def _in_single(self, inputs: Sequence[Any], arrays: Sequence[Any], static: dict[str, Any]) -> Any:
