@@ -159,7 +159,8 @@ class Finding(Shown):
         seen = f"{digits}off by {self.relative_error:.1e} where {self.tolerance:.1e} is rounding; {self.compared}"
         if not self.tolerance and self.verdict in PASSING:
             elsewhere = " elsewhere" if self.kinks else ""
-            seen = f"the function's slopes and the gradient are zero{elsewhere}; {self.compared}"
+            hidden = "a mistake that is multiplied by zero is not seen: check at other numbers too"
+            seen = f"the function's slopes and the gradient are zero{elsewhere}, and {hidden}"
             if len(self.kinks) == math.prod(self.shape):
                 seen = "as every entry is"
         if self.tolerance >= 1 and self.verdict in PASSING:

@@ -216,8 +216,12 @@ def test_each_method_and_its_reason_is_one_part_of_the_note():
     ("tolerance", "kinks", "words"),
     [
         (2.0, (), "right, the gradient is zero up to rounding: check it where it is larger too; each entry compared"),
-        (0.0, (), "right, the function's slopes and the gradient are zero; each entry compared"),
-        (0.0, (Kink((0,), -1, 1, 0, True),), "at a kink, the function's slopes and the gradient are zero elsewhere;"),
+        (0.0, (), "right, the function's slopes and the gradient are zero, and a mistake that is"),
+        (
+            0.0,
+            (Kink((0,), -1, 1, 0, True),),
+            "at a kink, the function's slopes and the gradient are zero elsewhere, and",
+        ),
         (0.0, (Kink((0,), -1, 1, 0, True),) * 2, "at a kink, as every entry is"),
     ],
 )
