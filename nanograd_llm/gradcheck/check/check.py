@@ -76,7 +76,7 @@ def gradcheck(
     What is on a GPU is computed there, and compared on the CPU. A GPU has no numbers wider than float64, so there the
     check says "cannot tell" more often.
 
-    There is no tolerance to choose, and no scale at which a right gradient is called wrong: see `comparison`. The
+    There is no tolerance to choose, and none that depends on the scale of the inputs: see `comparison`. The
     report also names op calls that break their shape line, and rules that break what `consistency` lists. For a wrong
     gradient it says which known mistake it looks like, and which op calls on the tape have a wrong rule. A forward that
     writes into its input, or an input that holds NaN, is a problem that ends the check.
